@@ -1,0 +1,95 @@
+"""Backhaul: database backups off-site in one pass, back in parallel, and never half a backup that looks whole.
+
+The verbs of the command line, as functions::
+
+    import backhaul
+
+    result = backhaul.push("s3://acme/db7/orders", backhaul.CommandSource(["pg_dump", "-Fc", "-Z0", "orders"]))
+    backhaul.list("s3://acme/db7/orders").backups
+    backhaul.verify(f"s3://acme/db7/orders@{result.id}", deep=True).ok
+    backhaul.pull("s3://acme/db7/orders@latest", backhaul.FileTarget("orders.dump"))
+    with backhaul.open("s3://acme/db7/orders@latest") as file:
+        file.seek(-4096, 2)
+
+Errors are ``backhaul.errors.BackhaulError`` and its subclasses. Modules load on first use.
+"""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+from backhaul.version import VERSION as __version__
+
+if TYPE_CHECKING:
+    from backhaul.model.manifest import Manifest
+    from backhaul.model.results import (
+        CleanResult,
+        ListResult,
+        PullResult,
+        PushResult,
+        ShowResult,
+        VerifyResult,
+    )
+    from backhaul.operations.clean import clean
+    from backhaul.operations.inspect import list_backups as list
+    from backhaul.operations.inspect import show_backup as show
+    from backhaul.operations.pull import PullOptions, pull
+    from backhaul.operations.push import PushOptions
+    from backhaul.operations.reader import open_stream as open
+    from backhaul.operations.verify import verify
+    from backhaul.sources.base import Source
+    from backhaul.sources.command import CommandSource
+    from backhaul.sources.stream import StreamSource
+    from backhaul.targets.base import Target
+    from backhaul.targets.command import CommandTarget
+    from backhaul.targets.file import FileTarget
+    from backhaul.targets.stream import StreamTarget
+
+_EXPORTS = {
+    "Manifest": ("backhaul.model.manifest", "Manifest"),
+    "CleanResult": ("backhaul.model.results", "CleanResult"),
+    "ListResult": ("backhaul.model.results", "ListResult"),
+    "PullResult": ("backhaul.model.results", "PullResult"),
+    "PushResult": ("backhaul.model.results", "PushResult"),
+    "ShowResult": ("backhaul.model.results", "ShowResult"),
+    "VerifyResult": ("backhaul.model.results", "VerifyResult"),
+    "clean": ("backhaul.operations.clean", "clean"),
+    "list": ("backhaul.operations.inspect", "list_backups"),
+    "show": ("backhaul.operations.inspect", "show_backup"),
+    "PullOptions": ("backhaul.operations.pull", "PullOptions"),
+    "pull": ("backhaul.operations.pull", "pull"),
+    "PushOptions": ("backhaul.operations.push", "PushOptions"),
+    "open": ("backhaul.operations.reader", "open_stream"),
+    "verify": ("backhaul.operations.verify", "verify"),
+    "Source": ("backhaul.sources.base", "Source"),
+    "CommandSource": ("backhaul.sources.command", "CommandSource"),
+    "StreamSource": ("backhaul.sources.stream", "StreamSource"),
+    "Target": ("backhaul.targets.base", "Target"),
+    "CommandTarget": ("backhaul.targets.command", "CommandTarget"),
+    "FileTarget": ("backhaul.targets.file", "FileTarget"),
+    "StreamTarget": ("backhaul.targets.stream", "StreamTarget"),
+}
+
+__all__ = ["__version__", "push", *_EXPORTS]
+
+
+def push(series: str | Sequence[str], source: Source, options: PushOptions | None = None) -> PushResult:
+    """Make one backup from one stream, in one SERIES or in several at once.
+
+    See ``backhaul.operations.push.push`` for the options, the result and the errors.
+    """
+    from backhaul.operations import push as operation
+
+    destinations = [series] if isinstance(series, str) else series
+    return operation.push(destinations, source, options or operation.PushOptions())
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _EXPORTS:
+        raise AttributeError(f"module 'backhaul' has no attribute {name!r}")
+    module, attribute = _EXPORTS[name]
+    value = getattr(importlib.import_module(module), attribute)
+    globals()[name] = value
+    return value

@@ -1,0 +1,6 @@
+"""``python -m backhaul``."""
+
+from backhaul.cli.main import main
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,219 @@
+"""``backhaul list``, ``show``, ``verify`` and ``clean``."""
+
+from __future__ import annotations
+
+import datetime as dt
+import sys
+
+import click
+
+from backhaul.cli.command import option_json
+from backhaul.cli.output import console, print_json
+from backhaul.errors import IntegrityError
+from backhaul.formats.quantities import format_duration, format_size, parse_duration
+
+_JSON_HELP = "Print one JSON object on stdout."
+
+
+@click.command(
+    "list",
+    short_help="The backups of a series, newest last.",
+    epilog="""\b
+Examples:
+  backhaul list s3://acme/db7/orders
+  backhaul list --long /mnt/usb/orders""",
+)
+@click.argument("series")
+@click.option("--long", "-l", is_flag=True, help="Read each manifest too: raw size, ratio, duration.")
+@option_json(_JSON_HELP)
+def list_(series: str, long: bool, as_json: bool) -> None:
+    """List the committed backups of SERIES, newest last."""
+    from backhaul.operations.inspect import list_backups
+
+    result = list_backups(series, long=long)
+    if as_json:
+        print_json("list", result)
+        return
+    if not result.backups:
+        console().print(f"No committed backup in {series}.", markup=False)
+        return
+    from rich.table import Table
+
+    table = Table(box=None, pad_edge=False, header_style="bold")
+    table.add_column("backup")
+    table.add_column("age", justify="right")
+    table.add_column("stored", justify="right")
+    if long:
+        for column in ("raw", "ratio", "took"):
+            table.add_column(column, justify="right")
+    table.add_column("streams")
+    now = dt.datetime.now(dt.UTC)
+    for backup in result.backups:
+        age = (now - dt.datetime.fromisoformat(backup.started)).total_seconds()
+        cells = [backup.id, format_duration(max(0.0, age)), format_size(backup.stored_size)]
+        if long:
+            raw = backup.raw_size
+            cells += [
+                format_size(raw) if raw is not None else "?",
+                f"{raw / backup.stored_size:.2f}" if raw is not None and backup.stored_size else "?",
+                format_duration(backup.seconds) if backup.seconds is not None else "?",
+            ]
+        note = f"[red]{backup.problem}[/]" if backup.problem else ", ".join(backup.streams)
+        table.add_row(*cells, note)
+    console(sys.stdout).print(table)
+
+
+@click.command(
+    short_help="One backup, from its manifest.",
+    epilog="""\b
+Examples:
+  backhaul show s3://acme/db7/orders
+  backhaul show s3://acme/db7/orders@2026-11-20 --json""",
+)
+@click.argument("series", metavar="SERIES[@WHEN]")
+@option_json(_JSON_HELP)
+def show(series: str, as_json: bool) -> None:
+    """Show one backup: what wrote it, when, its streams, sizes and hashes."""
+    from backhaul.formats.manifest import to_document
+    from backhaul.operations.inspect import show_backup
+
+    result = show_backup(series)
+    manifest = result.manifest
+    if as_json:
+        print_json("show", {"series": result.series, "manifest": to_document(manifest)})
+        return
+    from rich.table import Table
+    from rich.text import Text
+
+    table = Table(box=None, show_header=False, pad_edge=False)
+    table.add_column(style="bold")
+    table.add_column(overflow="fold")
+
+    def row(label: str, text: str) -> None:
+        table.add_row(label, Text(text))
+
+    row("backup", f"{result.series}/{manifest.id}")
+    row(
+        "made",
+        f"{manifest.started} to {manifest.finished} on {manifest.host}, by backhaul {manifest.tool.version}",
+    )
+    for producer in manifest.producers:
+        how = " ".join(producer.command) if producer.command else "stdin (how its writer ended is not known)"
+        row("producer", how)
+        ended = f"exit {producer.exit_status}, " if producer.exit_status is not None else ""
+        row(
+            "",
+            ended
+            + f"{format_duration(producer.seconds)}"
+            + "".join(f", saw {m!r}" for m in producer.markers),
+        )
+    for stream in manifest.streams:
+        ratio = stream.raw.size / stream.stored.size if stream.stored.size else 1.0
+        row("stream", f"{stream.name}, in {stream.object}")
+        row(
+            "", f"raw    {format_size(stream.raw.size)} ({stream.raw.size} bytes), BLAKE3 {stream.raw.blake3}"
+        )
+        row(
+            "",
+            f"stored {format_size(stream.stored.size)} ({stream.stored.size} bytes), BLAKE3 {stream.stored.blake3}",
+        )
+        if stream.codec.name == "zstd":
+            row(
+                "",
+                f"{stream.frames} frames, ratio {ratio:.2f}; decode without Backhaul: zstd -d {stream.object}",
+            )
+        else:
+            row("", "stored as it is")
+    console(sys.stdout).print(table)
+
+
+@click.command(
+    short_help="Is what is stored what was pushed?",
+    epilog="""\b
+Examples:
+  backhaul verify s3://acme/db7/orders
+  backhaul verify --deep s3://acme/db7/orders@2026-11-20""",
+)
+@click.argument("series", metavar="SERIES[@WHEN]")
+@click.option("--deep", is_flag=True, help="Read, decode and hash every byte.")
+@click.option("--quiet", "-q", is_flag=True, help="No progress; the result and errors only.")
+@option_json(_JSON_HELP)
+def verify(series: str, deep: bool, quiet: bool, as_json: bool) -> None:
+    """Check one backup against its manifest; without --deep, without downloading it.
+
+    Ends with status 1 if anything is wrong.
+    """
+    from backhaul.cli.progress import pull_progress
+    from backhaul.operations.progress import PullProgress
+    from backhaul.operations.verify import verify as operation
+
+    progress = PullProgress()
+    with pull_progress(progress, "verified", quiet=quiet or as_json or not deep):
+        result = operation(series, deep=deep, progress=progress)
+    if as_json:
+        print_json("verify", result)
+    else:
+        from rich.table import Table
+        from rich.text import Text
+
+        table = Table(box=None, show_header=False, pad_edge=False)
+        marks = {
+            "ok": Text("✓", "green"),
+            "problem": Text("✗", "bold red"),
+            "unverifiable": Text("?", "yellow"),
+        }
+        for check in result.checks:
+            table.add_row(marks[check.state], Text(check.object), Text(check.check), Text(check.detail))
+        console(sys.stdout).print(table)
+        if result.ok:
+            how = f"{format_size(result.bytes_read)} read and compared" if deep else "without reading it"
+            console(sys.stdout).print(f"[green]{result.id} is as it was pushed[/] ({how})")
+    problems = [check for check in result.checks if check.state == "problem"]
+    if problems:
+        raise IntegrityError(
+            f"Backup {result.id} in {result.series} is not as it was pushed",
+            "; ".join(f"{check.object}: {check.detail}" for check in problems),
+            "Do not rely on it: verify an older one or another destination, and push a new one.",
+        )
+
+
+@click.command(
+    short_help="Remove what dead runs left.",
+    epilog="""\b
+Examples:
+  backhaul clean --dry-run s3://acme/db7/orders
+  backhaul clean --older-than 6h s3://acme/db7/orders""",
+)
+@click.argument("series")
+@click.option(
+    "--older-than",
+    default="24h",
+    show_default=True,
+    metavar="DURATION",
+    help="How long a run must have shown no activity to count as dead.",
+)
+@click.option("--dry-run", is_flag=True, help="Only say what would go.")
+@option_json(_JSON_HELP)
+def clean(series: str, older_than: str, dry_run: bool, as_json: bool) -> None:
+    """Remove unfinished uploads and uncommitted objects of dead runs from SERIES.
+
+    Committed backups, younger leftovers and names that Backhaul does not write are left alone.
+    """
+    from backhaul.operations.clean import clean as operation
+
+    result = operation(series, older_than=parse_duration(older_than), dry_run=dry_run)
+    if as_json:
+        print_json("clean", result)
+        return
+    out = console(sys.stdout)
+    verb = "would remove" if dry_run else "removed"
+    for action in result.removed:
+        out.print(
+            f"{verb} {action.kind} {action.key}: {format_size(action.size)}, {action.reason}", markup=False
+        )
+    for action in result.kept:
+        age = format_duration(max(0.0, action.age_seconds))
+        out.print(
+            f"kept {action.kind} {action.key}: {action.reason} ({age} since its last activity)", markup=False
+        )
+    out.print(f"{verb} {len(result.removed)}, {format_size(result.removed_size)}; kept {len(result.kept)}")

@@ -1,0 +1,121 @@
+"""The one command, ``backhaul``: its verbs, its signals, its exit status."""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+from types import FrameType
+from typing import Any, NoReturn
+
+import click
+
+from backhaul.cli import inspect, pull, push
+from backhaul.cli.command import ExampleGroup
+from backhaul.cli.output import error_document, print_error, print_json
+from backhaul.errors import BackhaulError, FailedError, InterruptedByUserError, UsageError
+from backhaul.version import VERSION
+
+_EPILOG = """\b
+Examples:
+  backhaul push s3://acme/db7/orders -- pg_dump -Fc -Z0 orders
+  backhaul list s3://acme/db7/orders
+  backhaul pull s3://acme/db7/orders -- pg_restore -d orders_copy
+
+\b
+A SERIES is a store path: s3://bucket/path or a directory. SERIES@WHEN is one of its
+backups: an id, 'latest' (the default), or a date or time (UTC).
+S3 credentials come from the AWS environment or profile; AWS_ENDPOINT_URL names another
+S3 store, and s3://bucket/path?endpoint=URL does so for one SERIES.
+
+\b
+Exit status: 0 complete, 1 failed, 2 usage, 3 finished but incomplete,
+10 configuration or prerequisite, 130 interrupted."""
+
+
+@click.group(
+    cls=ExampleGroup,
+    epilog=_EPILOG,
+    context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100},
+)
+@click.version_option(VERSION, prog_name="backhaul")
+def cli() -> None:
+    """Database backups off-site in one pass, back in parallel, and never half a backup that looks whole."""
+
+
+cli.add_command(push.push)
+cli.add_command(pull.pull)
+cli.add_command(inspect.list_)
+cli.add_command(inspect.show)
+cli.add_command(inspect.verify)
+cli.add_command(inspect.clean)
+
+
+def run(arguments: list[str]) -> int:
+    """Run one command and return its exit status. Every expected failure is printed, none is raised."""
+    as_json = "--json" in (arguments[: arguments.index("--")] if "--" in arguments else arguments)
+    try:
+        cli.main(arguments, prog_name="backhaul", standalone_mode=False)
+        return 0
+    except BackhaulError as error:
+        return _report(error, as_json=as_json, arguments=arguments)
+    except click.exceptions.Exit as error:
+        return error.exit_code
+    except click.UsageError as error:
+        command = error.ctx.command_path if error.ctx is not None else "backhaul"
+        usage = UsageError(error.format_message(), "", f"See: {command} --help")
+        return _report(usage, as_json=as_json, arguments=arguments)
+    except (KeyboardInterrupt, click.Abort) as error:
+        name = str(error) or "SIGINT"
+        interrupted = InterruptedByUserError(
+            "Interrupted",
+            f"by {name}",
+            "Nothing was committed unless it was said above; run the command again.",
+        )
+        return _report(interrupted, as_json=as_json, arguments=arguments)
+    except BrokenPipeError:
+        # The reader of our text went away (| head): nothing of the work was lost.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
+        return FailedError.exit_code
+
+
+def _report(error: BackhaulError, *, as_json: bool, arguments: list[str]) -> int:
+    data_on_stdout = arguments[:1] == ["pull"]
+    if as_json:
+        print_json("error", error_document(error), file=sys.stderr if data_on_stdout else sys.stdout)
+    if not (as_json and data_on_stdout):
+        print_error(error)
+    return error.exit_code
+
+
+def _install_signal_handlers() -> None:
+    """Turn the first signal into an orderly end, and the second into an immediate one."""
+    seen = 0
+
+    def handle(number: int, _frame: FrameType | None) -> None:
+        nonlocal seen
+        seen += 1
+        if seen > 1:
+            os.write(
+                2, b"backhaul: interrupted again, leaving at once; backhaul clean collects what is left\n"
+            )
+            os._exit(InterruptedByUserError.exit_code)
+        raise KeyboardInterrupt(signal.Signals(number).name)
+
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+        if signal.getsignal(number) is not signal.SIG_IGN:  # nohup stays nohup
+            signal.signal(number, handle)
+
+
+def main(arguments: list[str] | None = None) -> NoReturn:
+    """Entry point of the ``backhaul`` command; never returns."""
+    _install_signal_handlers()
+    status: Any = 1
+    try:
+        status = run(sys.argv[1:] if arguments is None else arguments)
+        sys.stdout.flush()
+    except BrokenPipeError:
+        pass
+    finally:
+        sys.stderr.flush()
+    sys.exit(status)

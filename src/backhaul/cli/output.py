@@ -1,0 +1,58 @@
+"""What people and programs read: errors in three parts, one versioned JSON object, consoles."""
+
+from __future__ import annotations
+
+import sys
+from typing import TYPE_CHECKING, Any, TextIO
+
+import click
+import msgspec
+
+from backhaul.errors import BackhaulError
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+
+def console(file: TextIO | None = None) -> Console:
+    """Return a console on stderr, or on the given file; colours only on a terminal, and not with NO_COLOR."""
+    from rich.console import Console
+
+    target = file or sys.stderr
+    # In a pipe nothing is wrapped or cut: whoever reads it may be a program.
+    return Console(file=target, highlight=False, soft_wrap=True, width=None if target.isatty() else 4096)
+
+
+def print_json(kind: str, value: Any, *, file: TextIO | None = None) -> None:
+    """Print one object: ``schema`` is ``backhaul.<kind>/1``, the rest is the value's fields."""
+    document = {"schema": f"backhaul.{kind}/1", **msgspec.to_builtins(value)}
+    text = msgspec.json.format(msgspec.json.encode(document), indent=2).decode()
+    print(text, file=file or sys.stdout, flush=True)  # noqa: T201
+
+
+def error_document(error: BackhaulError) -> dict[str, Any]:
+    """Return an error as the fields of a JSON object."""
+    return {
+        "error": type(error).__name__.removesuffix("Error"),
+        "exit_code": error.exit_code,
+        "what": error.what,
+        "why": error.why,
+        "next": error.todo,
+    }
+
+
+def print_error(error: BackhaulError) -> None:
+    """Print what, why and what next on stderr."""
+    click.echo(click.style("backhaul: ", fg="red", bold=True) + error.what, err=True, color=_wants_color())
+    for label, text in (("why", error.why), ("next", error.todo)):
+        if text:
+            lines = text.splitlines()
+            click.echo(f"  {label + ':':6}{lines[0]}", err=True)
+            for line in lines[1:]:
+                click.echo(f"        {line}", err=True)
+
+
+def _wants_color() -> bool | None:
+    import os
+
+    return False if os.environ.get("NO_COLOR") else None

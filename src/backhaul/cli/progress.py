@@ -1,0 +1,185 @@
+"""Progress: bars on a terminal, else a line a minute. Reads the operations' counters, five times a second."""
+
+from __future__ import annotations
+
+import sys
+import threading
+import time
+from collections import deque
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING
+
+from backhaul.cli.output import console
+from backhaul.formats.quantities import format_duration, format_size
+from backhaul.operations.progress import PullProgress, PushProgress
+
+if TYPE_CHECKING:
+    from rich.console import RenderableType
+
+LINE_EVERY = 60.0
+_REFRESH = 0.2
+_RATE_WINDOW = 10.0
+
+ErrorLine = Callable[[bytes], None]
+
+
+class Rate:
+    """Bytes a second over the last ten seconds."""
+
+    def __init__(self) -> None:
+        self._points: deque[tuple[float, int]] = deque()
+
+    def update(self, now: float, total: int) -> float:
+        """Take a counter's reading and return the rate."""
+        self._points.append((now, total))
+        while now - self._points[0][0] > _RATE_WINDOW and len(self._points) > 2:
+            self._points.popleft()
+        first_time, first_total = self._points[0]
+        return (total - first_total) / (now - first_time) if now > first_time else 0.0
+
+
+class _PushView:
+    def __init__(self, progress: PushProgress) -> None:
+        self._progress = progress
+        self._rate_in = Rate()
+        self._rates: dict[str, Rate] = {}
+        self._start = time.monotonic()
+
+    def line(self) -> str:
+        now = time.monotonic()
+        p = self._progress
+        ratio = p.raw / p.stored if p.stored else 1.0
+        rate = self._rate_in.update(now, p.raw)
+        parts = [
+            f"{format_size(p.raw)} in, {format_size(p.stored)} out, ratio {ratio:.2f}, {format_size(rate)}/s"
+            f" in {format_duration(now - self._start)}"
+        ]
+        for destination in p.destinations:
+            sent = self._rates.setdefault(destination.series, Rate()).update(now, destination.sent)
+            parts.append(
+                f"{destination.series}: {destination.state}, {format_size(destination.sent)} sent, {format_size(sent)}/s"
+            )
+        return "; ".join(parts)
+
+    def render(self) -> RenderableType:
+        from rich.progress_bar import ProgressBar
+        from rich.table import Table
+        from rich.text import Text
+
+        now = time.monotonic()
+        p = self._progress
+        rate_in = self._rate_in.update(now, p.raw)
+        table = Table.grid(padding=(0, 1))
+        ratio = f"{p.raw / p.stored:.2f}" if p.stored else "-"
+        for destination in p.destinations:
+            rate = self._rates.setdefault(destination.series, Rate()).update(now, destination.sent)
+            done = destination.state in ("committed", "failed")
+            style = {"committed": "green", "failed": "red"}.get(destination.state, "")
+            bar = ProgressBar(
+                total=1 if done else None,
+                completed=1 if done else 0,
+                width=16,
+                pulse=not done,
+                animation_time=now,
+            )
+            table.add_row(
+                bar,
+                Text(_shortened(destination.series), style="bold"),
+                f"in {format_size(p.raw)} at {format_size(rate_in)}/s",
+                f"out {format_size(destination.sent)} at {format_size(rate)}/s",
+                f"ratio {ratio}",
+                Text(destination.state, style=style),
+                format_duration(now - self._start),
+            )
+        return table
+
+
+class _PullView:
+    def __init__(self, progress: PullProgress, verb: str) -> None:
+        self._progress = progress
+        self._verb = verb
+        self._rate = Rate()
+        self._start = time.monotonic()
+
+    def line(self) -> str:
+        now = time.monotonic()
+        p = self._progress
+        share = f" of {format_size(p.total)} ({p.raw / p.total:.0%})" if p.total else ""
+        return (
+            f"{self._verb} {format_size(p.raw)}{share}, {format_size(self._rate.update(now, p.raw))}/s"
+            f" in {format_duration(now - self._start)}"
+        )
+
+    def render(self) -> RenderableType:
+        from rich.progress_bar import ProgressBar
+        from rich.table import Table
+
+        now = time.monotonic()
+        p = self._progress
+        rate = self._rate.update(now, p.raw)
+        left = format_duration((p.total - p.raw) / rate) + " left" if rate > 0 and p.total else ""
+        table = Table.grid(padding=(0, 1))
+        table.add_row(
+            ProgressBar(
+                total=p.total or None, completed=p.raw, width=30, pulse=not p.total, animation_time=now
+            ),
+            f"{format_size(p.raw)} of {format_size(p.total)}",
+            f"fetched {format_size(p.stored)}",
+            f"{format_size(rate)}/s",
+            left,
+        )
+        return table
+
+
+@contextmanager
+def push_progress(progress: PushProgress, *, quiet: bool) -> Iterator[ErrorLine]:
+    """Show a push; yields where the producer's stderr lines go, so that they don't tear the bars."""
+    with _shown(_PushView(progress), quiet=quiet) as on_error_line:
+        yield on_error_line
+
+
+@contextmanager
+def pull_progress(progress: PullProgress, verb: str, *, quiet: bool) -> Iterator[ErrorLine]:
+    """Show a pull or a deep verify; yields where the consumer's stderr lines go."""
+    with _shown(_PullView(progress, verb), quiet=quiet) as on_error_line:
+        yield on_error_line
+
+
+@contextmanager
+def _shown(view: _PushView | _PullView, *, quiet: bool) -> Iterator[ErrorLine]:
+    stop = threading.Event()
+    if quiet:
+        yield _plain_line
+        return
+    if sys.stderr.isatty():
+        from rich.live import Live
+        from rich.text import Text
+
+        out = console()
+        with Live(
+            console=out, get_renderable=view.render, refresh_per_second=1 / _REFRESH, redirect_stderr=False
+        ):
+            yield lambda line: out.print(Text(line.decode(errors="replace")))
+        return
+
+    def lines() -> None:
+        while not stop.wait(LINE_EVERY):
+            print(f"backhaul: {view.line()}", file=sys.stderr, flush=True)  # noqa: T201
+
+    thread = threading.Thread(target=lines, name="backhaul-progress", daemon=True)
+    thread.start()
+    try:
+        yield _plain_line
+    finally:
+        stop.set()
+        thread.join()
+
+
+def _plain_line(line: bytes) -> None:
+    sys.stderr.buffer.write(line + b"\n")
+    sys.stderr.buffer.flush()
+
+
+def _shortened(series: str, width: int = 40) -> str:
+    return series if len(series) <= width else "…" + series[-width + 1 :]

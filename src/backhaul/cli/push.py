@@ -1,0 +1,133 @@
+"""``backhaul push``."""
+
+from __future__ import annotations
+
+import click
+
+from backhaul.cli.command import TAIL, TailCommand, option_json
+from backhaul.cli.output import console, print_json
+from backhaul.errors import IncompleteError, UsageError
+from backhaul.formats.quantities import format_duration, format_size, parse_duration, parse_rate
+from backhaul.model.results import PushResult
+
+_EPILOG = """\b
+Examples:
+  backhaul push s3://acme/db7/orders -- pg_dump -Fc -Z0 orders
+  backhaul push s3://acme/db7/orders /mnt/usb/orders --require any -- pg_dump -Fc -Z0 orders
+  mariadb-dump --single-transaction app | backhaul push /backups/app --expect '-- Dump completed'
+
+\b
+Name the command after -- rather than piping it in: only then can Backhaul see how it
+ended. Leave compression to Backhaul (pg_dump -Z0): it compresses on all cores."""
+
+
+@click.command(cls=TailCommand, epilog=_EPILOG, short_help="Make a backup from a command's output or stdin.")
+@click.argument("series", nargs=-1, required=True)
+@click.option("--name", default="data", show_default=True, help="The stream's name.")
+@click.option(
+    "--compress",
+    default="auto",
+    show_default=True,
+    metavar="auto|none|1..19",
+    help="'auto' is fast, and spends nothing on data that does not compress.",
+)
+@click.option(
+    "--require",
+    default="all",
+    show_default=True,
+    metavar="all|any|N",
+    help="How many SERIES must hold the backup for exit 0 or 3.",
+)
+@click.option(
+    "--expect",
+    multiple=True,
+    metavar="TEXT",
+    help="Refuse to commit unless the stream's last 4 KiB hold TEXT. Repeatable.",
+)
+@click.option("--limit", metavar="RATE", help="Bytes a second over all connections, e.g. 40M.")
+@click.option("--allow-empty", is_flag=True, help="Accept a stream without a single byte.")
+@click.option(
+    "--retry-for",
+    default="60s",
+    show_default=True,
+    metavar="DURATION",
+    help="How long a store that is ill or away is tried again before it counts as failed.",
+)
+@click.option("--workers", type=click.IntRange(1, 256), help="Compressing threads.  [default: one a core]")
+@click.option("--quiet", "-q", is_flag=True, help="No progress and no summary; errors only.")
+@option_json("Print the result as one JSON object on stdout.")
+@click.pass_context
+def push(
+    ctx: click.Context,
+    series: tuple[str, ...],
+    name: str,
+    compress: str,
+    require: str,
+    expect: tuple[str, ...],
+    limit: str | None,
+    allow_empty: bool,
+    retry_for: str,
+    workers: int | None,
+    quiet: bool,
+    as_json: bool,
+) -> None:
+    """Make a backup in every SERIES, in one pass, from COMMAND's output or from stdin.
+
+    Nothing is staged on disk. The backup exists only when the command has ended well, every byte was
+    acknowledged, and the manifest was written; until then no listing shows it.
+    """
+    from backhaul.cli.progress import push_progress
+    from backhaul.operations.progress import PushProgress
+    from backhaul.operations.push import PushOptions
+    from backhaul.operations.push import push as operation
+    from backhaul.sources.base import Source
+    from backhaul.sources.command import CommandSource
+    from backhaul.sources.stream import StreamSource
+
+    command: list[str] | None = ctx.meta[TAIL]
+    if command is not None and not command:
+        raise UsageError(
+            "There is no command after --", "", "Write e.g.: backhaul push SERIES -- pg_dump -Fc app"
+        )
+    options = PushOptions(
+        name=name,
+        compress=compress,
+        require=require,
+        expect=expect,
+        limit=parse_rate(limit) if limit is not None else None,
+        allow_empty=allow_empty,
+        workers=workers,
+        patience=parse_duration(retry_for),
+    )
+    progress = PushProgress()
+    with push_progress(progress, quiet=quiet or as_json) as on_error_line:
+        source: Source = CommandSource(command, on_error_line) if command else StreamSource(0)
+        result = operation(series, source, options, progress=progress)
+    if as_json:
+        print_json("push", result)
+    elif not quiet:
+        _print_summary(result)
+    failed = [destination for destination in result.destinations if destination.state != "committed"]
+    if failed:
+        raise IncompleteError(
+            f"Backup {result.id} is committed, but not everywhere",
+            "; ".join(f"{d.series}: {d.error_what}: {d.error_why}" for d in failed),
+            " ".join(f"{d.series}: {d.error_next}" for d in failed if d.error_next),
+        )
+
+
+def _print_summary(result: PushResult) -> None:
+    from rich.text import Text
+
+    out = console()
+    ratio = result.raw_size / result.stored_size if result.stored_size else 1.0
+    rate = result.raw_size / result.seconds if result.seconds else 0.0
+    out.print(
+        f"[bold]{result.id}[/]  {format_size(result.raw_size)} in, {format_size(result.stored_size)} stored, "
+        f"ratio {ratio:.2f}, {format_duration(result.seconds)}, {format_size(rate)}/s"
+    )
+    for destination in result.destinations:
+        good = destination.state == "committed"
+        out.print(
+            Text("  ✓ " if good else "  ✗ ", style="green" if good else "red").append(destination.series, "")
+        )

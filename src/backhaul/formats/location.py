@@ -1,0 +1,95 @@
+"""Store paths as people write them: ``s3://bucket/prefix[?endpoint=URL&region=R&profile=P]``, a path, or
+``NAME:path`` for a store named in the config; and ``@WHEN`` behind them."""
+
+from __future__ import annotations
+
+import re
+from urllib.parse import parse_qsl
+
+from backhaul.errors import ConfigurationError, UsageError
+from backhaul.formats.when import When, parse_when
+from backhaul.model.location import Location
+
+_NAMED = re.compile(r"([A-Za-z][A-Za-z0-9_-]*):(?!//)")
+_SCHEME = re.compile(r"([A-Za-z][A-Za-z0-9+.-]*)://")
+_S3_SETTINGS = ("endpoint", "region", "profile")
+
+
+def parse_location(text: str) -> Location:
+    """Read a store path.
+
+    Raises:
+        UsageError: it is malformed.
+        ConfigurationError: it names a store that no config defines.
+    """
+    if not text or "\0" in text:
+        raise UsageError(
+            f"{text!r} is not a store path", "it is empty" if not text else "it holds a NUL byte", _EXAMPLES
+        )
+    scheme = _SCHEME.match(text)
+    if scheme is None:
+        named = _NAMED.match(text)
+        if named is not None:
+            raise ConfigurationError(
+                f"There is no store named {named[1]!r}",
+                f"{text!r} reads as NAME:path, and no config defines that name",
+                f"For a local path write ./{text}.",
+            )
+        return Location(text=text, kind="local", path=text)
+    if scheme[1].lower() == "file":
+        path = text[scheme.end() :]
+        if not path.startswith("/"):
+            raise UsageError(
+                f"{text!r} is not a store path", "file:// needs an absolute path", "Write file:///path."
+            )
+        return Location(text=text, kind="local", path=path)
+    if scheme[1].lower() == "s3":
+        return _parse_s3(text, text[scheme.end() :])
+    raise UsageError(f"{text!r} is not a store path", f"the scheme {scheme[1]}:// is not known", _EXAMPLES)
+
+
+def parse_reference(text: str) -> tuple[Location, When]:
+    """Read ``SERIES[@WHEN]``; without ``@WHEN`` it means the latest.
+
+    Raises:
+        UsageError: malformed, or what follows the last ``@`` is no time.
+    """
+    path, at, when = text.rpartition("@")
+    if not at or "/" in when:
+        return parse_location(text), parse_when("latest")
+    try:
+        return parse_location(path), parse_when(when)
+    except UsageError as error:
+        raise UsageError(
+            error.what, error.why, f"{error.todo} If the path itself holds an '@', write {text}@latest."
+        ) from error
+
+
+_EXAMPLES = "Write s3://bucket/prefix, or a path such as /mnt/backups/db7."
+
+
+def _parse_s3(text: str, rest: str) -> Location:
+    rest, mark, query = rest.partition("?")
+    bucket, _, prefix = rest.partition("/")
+    if not bucket:
+        raise UsageError(f"{text!r} is not a store path", "it names no bucket", _EXAMPLES)
+    segments = [segment for segment in prefix.split("/") if segment]
+    if not segments:
+        raise UsageError(
+            f"{text!r} names a whole bucket",
+            "a series needs a path of its own in it",
+            f"Write s3://{bucket}/NAME, with the name of what you back up.",
+        )
+    if any(segment in (".", "..") for segment in segments):
+        raise UsageError(f"{text!r} is not a store path", "'.' and '..' mean nothing in S3", _EXAMPLES)
+    settings: dict[str, str] = {}
+    if mark:
+        for key, value in parse_qsl(query, keep_blank_values=True):
+            if key not in _S3_SETTINGS or not value:
+                raise UsageError(
+                    f"{text!r} has a setting that is not known: {key}={value}",
+                    "known are " + ", ".join(_S3_SETTINGS),
+                    "Credentials come from the AWS environment or profile, never from the URL.",
+                )
+            settings[key] = value
+    return Location(text=text, kind="s3", bucket=bucket, path="/".join(segments), **settings)

@@ -1,0 +1,113 @@
+"""The manifest as JSON: versioned, readable by a person, unknown keys kept, newer majors refused.
+
+``version`` is ``MAJOR.MINOR``. A minor version adds keys that older readers may ignore; a major version
+changes what known keys mean.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import msgspec
+
+from backhaul.errors import FormatError
+from backhaul.formats.names import is_backup_id
+from backhaul.model.manifest import Manifest
+
+FORMAT = "backhaul-manifest"
+VERSION = "1.0"
+_MAJOR = 1
+# A manifest is a page of text; anything larger is not one and is not read into memory.
+MAX_SIZE = 64 << 20
+
+
+def encode(manifest: Manifest) -> bytes:
+    """Return the manifest as indented JSON, with the keys that a newer minor version had added."""
+    document = to_document(manifest)
+    return msgspec.json.format(msgspec.json.encode(document), indent=2) + b"\n"
+
+
+def to_document(manifest: Manifest) -> dict[str, Any]:
+    """Return the manifest as plain dictionaries and lists, unknown keys in their places."""
+    document: dict[str, Any] = msgspec.to_builtins(manifest)
+    document.pop("extra")
+    _graft(document, manifest.extra)
+    return document
+
+
+def decode(data: bytes, *, where: str = "manifest.json", expected_id: str | None = None) -> Manifest:
+    """Read a manifest.
+
+    Args:
+        data: the object's bytes.
+        where: the object's name, for messages.
+        expected_id: the id of the directory it lies in; a manifest that was moved there by hand is refused.
+
+    Raises:
+        FormatError: not JSON, not a manifest, of a newer major version, or of another backup.
+    """
+    try:
+        document = msgspec.json.decode(data)
+    except msgspec.DecodeError as error:
+        raise FormatError(f"{where} is not a manifest", str(error), _DAMAGED) from error
+    if not isinstance(document, dict) or document.get("format") != FORMAT:
+        raise FormatError(f"{where} is not a manifest", f'it does not say "format": "{FORMAT}"', _DAMAGED)
+    version = document.get("version")
+    major = version.partition(".")[0] if isinstance(version, str) else ""
+    if not major.isascii() or not major.isdigit():
+        raise FormatError(f"{where} is not a manifest", f"its version is {version!r}", _DAMAGED)
+    if int(major) > _MAJOR:
+        raise FormatError(
+            f"{where} was written by a newer Backhaul",
+            f"it is of version {version}, and this program reads up to {_MAJOR}.x",
+            "Install a newer Backhaul to read this backup.",
+        )
+    try:
+        manifest = msgspec.convert(
+            {key: value for key, value in document.items() if key != "extra"}, Manifest
+        )
+    except msgspec.ValidationError as error:
+        raise FormatError(f"{where} is not a whole manifest", str(error), _DAMAGED) from error
+    if not is_backup_id(manifest.id) or (expected_id is not None and manifest.id != expected_id):
+        raise FormatError(
+            f"{where} is the manifest of another backup",
+            f"it says id {manifest.id!r}" + (f" but lies under {expected_id}" if expected_id else ""),
+            _DAMAGED,
+        )
+    known: dict[str, Any] = msgspec.to_builtins(manifest)
+    known.pop("extra")
+    return msgspec.structs.replace(manifest, extra=_unknown(document, known))
+
+
+_DAMAGED = "Use another backup of the series (backhaul list), and look at who else writes to this store."
+
+
+def _unknown(document: Any, known: Any) -> Any:
+    """Return the parts of ``document`` that ``known`` lacks; list items by their index as text."""
+    if isinstance(document, list) and isinstance(known, list | tuple):
+        pairs: Any = {str(i): (item, known[i]) for i, item in enumerate(document) if i < len(known)}
+    elif isinstance(document, dict) and isinstance(known, dict):
+        pairs = {key: (value, known[key]) for key, value in document.items() if key in known}
+    else:
+        return {}
+    rest = (
+        {key: value for key, value in document.items() if key not in known}
+        if isinstance(document, dict)
+        else {}
+    )
+    for key, (theirs, ours) in pairs.items():
+        inner = _unknown(theirs, ours)
+        if inner:
+            rest[key] = inner
+    return rest
+
+
+def _graft(document: Any, extra: Any) -> None:
+    """Put what ``_unknown`` took out back in its places."""
+    for key, value in extra.items():
+        if isinstance(document, list | tuple):
+            _graft(document[int(key)], value)
+        elif key in document:
+            _graft(document[key], value)
+        else:
+            document[key] = value

@@ -1,0 +1,96 @@
+"""The names of objects in a series, and what a name says (DESIGN: what lies in a store)::
+
+    <id>/<stream>.zst      compressed stream          <id>/<stream>      stream stored as it is
+    <id>/manifest.json     the commit record          <id>/claim.json    a run is making this backup
+
+An id is the UTC start of the backup, ``20261121T020000Z``.
+"""
+
+from __future__ import annotations
+
+import datetime as dt
+import re
+
+import msgspec
+
+from backhaul.errors import UsageError
+
+MANIFEST = "manifest.json"
+CLAIM = "claim.json"
+COMPRESSED_SUFFIX = ".zst"
+
+_ID_FORMAT = "%Y%m%dT%H%M%SZ"
+_ID_PATTERN = re.compile(r"\d{8}T\d{6}Z", re.ASCII)
+_STREAM_PATTERN = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.+-]{0,99}", re.ASCII)
+# A stream must not look like one of the other objects, nor like another codec's name of another stream.
+_RESERVED_ENDINGS = (".json", ".zst", ".age")
+
+
+class ObjectName(msgspec.Struct, frozen=True):
+    """What a key within a series means: ``kind`` is ``stream``, ``manifest``, ``claim`` or ``record``."""
+
+    kind: str
+    id: str
+    stream: str = ""
+
+
+def backup_id(start: dt.datetime) -> str:
+    """Return the id of a backup that starts then (an aware time)."""
+    return start.astimezone(dt.UTC).strftime(_ID_FORMAT)
+
+
+def is_backup_id(text: str) -> bool:
+    """Tell whether the text is an id: the right form, and a time that exists."""
+    return parse_backup_id(text) is not None
+
+
+def parse_backup_id(text: str) -> dt.datetime | None:
+    """Return the start that an id stands for (aware, UTC), or None if it is no id."""
+    if not _ID_PATTERN.fullmatch(text):
+        return None
+    try:
+        return dt.datetime.strptime(text, _ID_FORMAT).replace(tzinfo=dt.UTC)
+    except ValueError:
+        return None
+
+
+def check_stream_name(name: str) -> None:
+    """Refuse a name that could not be an object's name, or would be taken for another object.
+
+    Raises:
+        UsageError: with the rule.
+    """
+    if not _STREAM_PATTERN.fullmatch(name) or name.lower().endswith(_RESERVED_ENDINGS):
+        raise UsageError(
+            f"{name!r} can't be a stream's name",
+            "a name has 1 to 100 letters, digits, '_', '-', '+' or '.', does not start with '.', '-' or '+', "
+            "and does not end with " + ", ".join(_RESERVED_ENDINGS),
+            "Choose another --name, such as 'data' or 'orders'.",
+        )
+
+
+def stream_file(stream: str, codec: str) -> str:
+    """Return the file name of a stream's object within its backup."""
+    return stream + (COMPRESSED_SUFFIX if codec == "zstd" else "")
+
+
+def object_key(backup: str, file: str) -> str:
+    """Return the key, relative to the series, of a file of a backup."""
+    return f"{backup}/{file}"
+
+
+def parse_key(key: str) -> ObjectName | None:
+    """Say what a key relative to the series is, or None for a name that Backhaul does not write."""
+    backup, slash, file = key.partition("/")
+    if not slash or not is_backup_id(backup):
+        return None
+    if file == MANIFEST:
+        return ObjectName("manifest", backup)
+    if file == CLAIM:
+        return ObjectName("claim", backup)
+    if re.fullmatch(r"drill-\d{8}T\d{6}Z\.json", file, re.ASCII):
+        return ObjectName("record", backup)
+    stream = file.removesuffix(".age").removesuffix(COMPRESSED_SUFFIX)
+    if _STREAM_PATTERN.fullmatch(stream) and not stream.lower().endswith(_RESERVED_ENDINGS):
+        return ObjectName("stream", backup, stream)
+    return None

@@ -1,0 +1,122 @@
+"""The commit record of a backup, as values. ``formats.manifest`` turns them into bytes and back.
+
+Times are UTC in ISO 8601 with ``Z``; sizes are bytes; hashes are lower-case hex (BLAKE3) or base64
+(CRC64NVME, as S3 writes it).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import msgspec
+
+
+class RawBytes(msgspec.Struct, frozen=True, kw_only=True):
+    """The stream as the producer wrote it."""
+
+    size: int
+    blake3: str
+
+
+class StoredBytes(msgspec.Struct, frozen=True, kw_only=True):
+    """The object as it lies in a store: frames and seek table together."""
+
+    size: int
+    blake3: str
+    crc64nvme: str
+
+
+class Codec(msgspec.Struct, frozen=True, kw_only=True):
+    """How raw bytes became stored bytes.
+
+    ``name`` is ``zstd`` (independent frames and a seek table) or ``none`` (stored as it is);
+    ``frame_size`` is the raw size of each frame but the last; ``setting`` is what ``--compress`` said.
+    """
+
+    name: str
+    frame_size: int
+    setting: str
+
+
+class SeekTablePosition(msgspec.Struct, frozen=True, kw_only=True):
+    """Where the skippable frame that holds the seek table begins in the object, and its length."""
+
+    offset: int
+    size: int
+
+
+class StoreRecord(msgspec.Struct, frozen=True, kw_only=True):
+    """What this one store said of the object when it was complete; ``verify`` compares it later.
+
+    ``etag`` as the store gave it; ``checksum`` as ``CRC64NVME:<base64>`` where the store keeps one;
+    ``modified`` in nanoseconds since the epoch, for local files only.
+    """
+
+    etag: str | None = None
+    checksum: str | None = None
+    modified: int | None = None
+
+
+class StreamRecord(msgspec.Struct, frozen=True, kw_only=True):
+    """One stream of a backup."""
+
+    name: str
+    object: str
+    raw: RawBytes
+    stored: StoredBytes
+    codec: Codec
+    frames: int
+    producer: int
+    store: StoreRecord
+    seek_table: SeekTablePosition | None = None
+
+
+class ProducerRecord(msgspec.Struct, frozen=True, kw_only=True):
+    """What wrote the streams: ``kind`` is ``command`` or ``stdin``; ``command`` has its secrets masked."""
+
+    kind: str
+    seconds: float
+    command: tuple[str, ...] = ()
+    exit_status: int | None = None
+    markers: tuple[str, ...] = ()
+
+
+class Tool(msgspec.Struct, frozen=True, kw_only=True):
+    """The program that wrote the manifest."""
+
+    name: str
+    version: str
+
+
+class Manifest(msgspec.Struct, frozen=True, kw_only=True):
+    """A backup: it exists when this was written, and not before.
+
+    ``extra`` holds what a newer minor version wrote and this one does not know, at its path in the
+    document, so that reading and writing again loses nothing.
+    """
+
+    format: str
+    version: str
+    id: str
+    started: str
+    finished: str
+    host: str
+    tool: Tool
+    streams: tuple[StreamRecord, ...]
+    producers: tuple[ProducerRecord, ...]
+    extra: Mapping[str, Any] = {}
+
+    def stream(self, name: str) -> StreamRecord | None:
+        """Return the stream of that name, or None."""
+        return next((stream for stream in self.streams if stream.name == name), None)
+
+    @property
+    def raw_size(self) -> int:
+        """Bytes of all streams as their producers wrote them."""
+        return sum(stream.raw.size for stream in self.streams)
+
+    @property
+    def stored_size(self) -> int:
+        """Bytes of all streams' objects."""
+        return sum(stream.stored.size for stream in self.streams)

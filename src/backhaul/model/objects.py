@@ -1,0 +1,46 @@
+"""What a store says of the things it keeps."""
+
+from __future__ import annotations
+
+import datetime as dt
+
+import msgspec
+
+
+class StoredObject(msgspec.Struct, frozen=True, kw_only=True):
+    """One object. ``key`` is relative to the store's root; ``modified`` is when it became visible (UTC).
+
+    ``etag`` and ``checksum`` (``CRC64NVME:<base64>``) are None where the store gives none;
+    ``modified_ns`` is the exact file time on local stores and None elsewhere.
+    """
+
+    key: str
+    size: int
+    modified: dt.datetime
+    etag: str | None = None
+    checksum: str | None = None
+    modified_ns: int | None = None
+
+
+class Upload(msgspec.Struct, frozen=True, kw_only=True):
+    """An object in the making: invisible under ``key`` until completed. ``token`` is the store's own."""
+
+    key: str
+    token: str
+
+
+class UploadedPart(msgspec.Struct, frozen=True, kw_only=True):
+    """A part that the store acknowledged. ``number`` counts from 1; ``crc64nvme`` is of the part alone."""
+
+    number: int
+    size: int
+    etag: str
+    crc64nvme: int
+
+
+class UnfinishedUpload(msgspec.Struct, frozen=True, kw_only=True):
+    """An upload that nobody completed yet. ``last_activity`` is when its newest part arrived (UTC)."""
+
+    upload: Upload
+    size: int
+    last_activity: dt.datetime

@@ -1,0 +1,142 @@
+"""What the operations return, and what ``--json`` prints. Sizes are bytes, times seconds."""
+
+from __future__ import annotations
+
+import msgspec
+
+from backhaul.model.manifest import Manifest
+
+
+class MemoryBound(msgspec.Struct, frozen=True, kw_only=True):
+    """The most memory a run may use: the formula's terms in bytes, and their sum."""
+
+    terms: dict[str, int]
+    total: int
+
+
+class DestinationResult(msgspec.Struct, frozen=True, kw_only=True):
+    """The fate of one destination of a push. ``state`` is ``committed`` or ``failed``."""
+
+    series: str
+    state: str
+    stored_size: int = 0
+    manifest: str | None = None
+    error_what: str | None = None
+    error_why: str | None = None
+    error_next: str | None = None
+
+
+class PushResult(msgspec.Struct, frozen=True, kw_only=True):
+    """A push that ended with at least its required destinations committed."""
+
+    id: str
+    stream: str
+    raw_size: int
+    stored_size: int
+    seconds: float
+    frames: int
+    raw_blake3: str
+    destinations: tuple[DestinationResult, ...]
+    required: int
+    memory: MemoryBound
+    peak_memory: int
+
+    @property
+    def complete(self) -> bool:
+        """Whether every destination holds the backup."""
+        return all(destination.state == "committed" for destination in self.destinations)
+
+
+class PullResult(msgspec.Struct, frozen=True, kw_only=True):
+    """A pull whose every byte was checked."""
+
+    series: str
+    id: str
+    stream: str
+    raw_size: int
+    stored_size: int
+    seconds: float
+    requests: int
+    rereads: int
+    memory: MemoryBound
+    peak_memory: int
+
+
+class BackupSummary(msgspec.Struct, frozen=True, kw_only=True):
+    """One committed backup as a listing shows it: from object names and sizes alone.
+
+    ``streams`` are the names of its stream objects; ``raw_size`` and ``seconds`` are known only when the
+    manifests were read too.
+    """
+
+    id: str
+    started: str
+    streams: tuple[str, ...]
+    stored_size: int
+    raw_size: int | None = None
+    seconds: float | None = None
+    problem: str | None = None
+
+
+class ListResult(msgspec.Struct, frozen=True, kw_only=True):
+    """The committed backups of a series, newest last."""
+
+    series: str
+    backups: tuple[BackupSummary, ...]
+
+
+class ShowResult(msgspec.Struct, frozen=True, kw_only=True):
+    """One backup, from its manifest."""
+
+    series: str
+    manifest: Manifest
+
+
+class Check(msgspec.Struct, frozen=True, kw_only=True):
+    """One thing that ``verify`` looked at. ``state`` is ``ok``, ``problem`` or ``unverifiable``."""
+
+    object: str
+    check: str
+    state: str
+    detail: str = ""
+
+
+class VerifyResult(msgspec.Struct, frozen=True, kw_only=True):
+    """Every check of one backup. ``bytes_read`` is what had to be downloaded for it."""
+
+    series: str
+    id: str
+    deep: bool
+    checks: tuple[Check, ...]
+    bytes_read: int
+    seconds: float
+
+    @property
+    def ok(self) -> bool:
+        """Whether nothing was found wrong."""
+        return all(check.state != "problem" for check in self.checks)
+
+
+class CleanAction(msgspec.Struct, frozen=True, kw_only=True):
+    """One leftover. ``kind`` is ``upload`` or ``object``; ``token`` names the upload within its store."""
+
+    kind: str
+    key: str
+    size: int
+    age_seconds: float
+    reason: str
+    token: str = ""
+
+
+class CleanResult(msgspec.Struct, frozen=True, kw_only=True):
+    """What ``clean`` removed (or, as a dry run, would remove) and what it left alone, with reasons."""
+
+    series: str
+    dry_run: bool
+    removed: tuple[CleanAction, ...]
+    kept: tuple[CleanAction, ...]
+
+    @property
+    def removed_size(self) -> int:
+        """Bytes freed."""
+        return sum(action.size for action in self.removed)

@@ -1,0 +1,90 @@
+"""list and show: what a series holds."""
+
+from __future__ import annotations
+
+from concurrent.futures import ThreadPoolExecutor
+
+import msgspec
+
+from backhaul.errors import BackhaulError
+from backhaul.formats import names
+from backhaul.formats.location import parse_location, parse_reference
+from backhaul.model.objects import StoredObject
+from backhaul.model.results import BackupSummary, ListResult, ShowResult
+from backhaul.operations import series
+from backhaul.stores.open import open_store
+from backhaul.stores.retry import RetryPolicy
+
+# Someone waits for the answer: a store that is away is said to be away soon.
+PATIENCE = 10.0
+_PARALLEL_READS = 16
+
+
+def list_backups(text: str, *, long: bool = False) -> ListResult:
+    """Return the committed backups of a series, newest last.
+
+    Args:
+        text: SERIES.
+        long: read the manifests too, for raw sizes and durations: one request for each backup.
+
+    Raises:
+        StoreError: the series could not be listed. (An empty or absent series is an empty list.)
+    """
+    location = parse_location(text)
+    store = open_store(location, policy=RetryPolicy(PATIENCE))
+    try:
+        backups = [_summary(i, objects) for i, objects in series.committed_backups(store).items()]
+        if long:
+
+            def read(summary: BackupSummary) -> BackupSummary:
+                try:
+                    manifest = series.read_manifest(store, summary.id)
+                except BackhaulError as error:
+                    return msgspec.structs.replace(summary, problem=f"{error.what}: {error.why}")
+                return msgspec.structs.replace(
+                    summary,
+                    raw_size=manifest.raw_size,
+                    seconds=max((producer.seconds for producer in manifest.producers), default=None),
+                )
+
+            with ThreadPoolExecutor(_PARALLEL_READS) as pool:
+                backups = list(pool.map(read, backups))
+        return ListResult(series=text, backups=tuple(backups))
+    finally:
+        store.close()
+
+
+def show_backup(reference: str) -> ShowResult:
+    """Return one backup's manifest.
+
+    Raises:
+        BackupNotFoundError: there is none.
+        IntegrityError: its manifest can't be read.
+    """
+    location, when = parse_reference(reference)
+    store = open_store(location, policy=RetryPolicy(PATIENCE))
+    try:
+        return ShowResult(
+            series=location.text, manifest=series.read_manifest(store, series.find_backup(store, when))
+        )
+    finally:
+        store.close()
+
+
+def _summary(backup: str, objects: list[StoredObject]) -> BackupSummary:
+    streams = []
+    size = 0
+    for entry in objects:
+        name = names.parse_key(entry.key)
+        if name is not None and name.kind == "stream":
+            streams.append(name.stream)
+            size += entry.size
+    start = names.parse_backup_id(backup)
+    assert start is not None
+    return BackupSummary(
+        id=backup,
+        started=start.isoformat().replace("+00:00", "Z"),
+        streams=tuple(sorted(streams)),
+        stored_size=size,
+        problem=None if streams else "its streams are missing",
+    )

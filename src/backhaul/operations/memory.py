@@ -1,0 +1,83 @@
+"""The memory formula: what a push or a pull may use at most, term by term, from the numbers that set it.
+
+Python, boto3 and their like take ``BASE``; everything else is buffers with a fixed number and size.
+``--json`` prints the terms and their sum; tests hold real runs to it.
+"""
+
+from __future__ import annotations
+
+import os
+import resource
+
+from backhaul.formats.seekable import ENTRY_SIZE
+from backhaul.model.results import MemoryBound
+from backhaul.stores import multipart
+from backhaul.stores.base import PartRules
+from backhaul.transforms import compress
+
+# Interpreter, libraries, thread stacks and allocator slack, as measured on an idle and on a busy process.
+BASE = 110 << 20
+# Pieces that wait for one destination; a burst of the producer passes without stalling the others.
+QUEUE_BYTES = 16 << 20
+# One range of a pull: what one request fetches, and what that may decode to.
+RANGE_STORED = 8 << 20
+RANGE_RAW = 16 << 20
+
+
+def default_workers() -> int:
+    """Return the number of cores that this process may run on."""
+    return max(1, len(os.sched_getaffinity(0)))
+
+
+def push_window(workers: int) -> int:
+    """Return the blocks in flight: one a worker, and as many read ahead or waiting for their turn."""
+    return 2 * workers + 1
+
+
+def push_bound(
+    workers: int, setting: str, destinations: list[PartRules], stored_size: int = 0
+) -> MemoryBound:
+    """Return the bound of a push.
+
+    ``stored_size`` is what was stored so far: parts, and with them their buffers, grow with it
+    (``formats.part_sizes``), and the seek table grows by 8 bytes a frame.
+    """
+    window = push_window(workers)
+    frame = compress.largest_frame(compress.FRAME_SIZE)
+    return _bound(
+        {
+            "base": BASE,
+            "read buffers": (window + 1) * compress.FRAME_SIZE,
+            "frames in flight": (window + 1) * frame,
+            "compressor tables": workers * (compress.context_memory(setting) + compress.FRAME_SIZE),
+            "queues": len(destinations) * (QUEUE_BYTES + frame),
+            "part buffers": sum(multipart.memory_bound(rules, frame, stored_size) for rules in destinations),
+            "seek table": stored_size // (64 << 10) * ENTRY_SIZE,
+        }
+    )
+
+
+def pull_bound(workers: int, largest_frame: int, largest_stored: int, frames: int) -> MemoryBound:
+    """Return the bound of a pull; the sizes are the largest frame's, raw and stored."""
+    return _bound(
+        {
+            "base": BASE,
+            "decoded ranges": pull_window(workers) * max(RANGE_RAW, largest_frame),
+            "fetch buffers": workers * max(RANGE_STORED, largest_stored),
+            "seek table": frames * (ENTRY_SIZE + 2 * 40),
+        }
+    )
+
+
+def pull_window(workers: int) -> int:
+    """Return the ranges in flight: one a worker, one being written, one ready."""
+    return workers + 2
+
+
+def peak_memory() -> int:
+    """Return the most resident memory that this process has had so far, in bytes."""
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+
+
+def _bound(terms: dict[str, int]) -> MemoryBound:
+    return MemoryBound(terms=terms, total=sum(terms.values()))

@@ -1,0 +1,172 @@
+"""pull: a stream of a backup, read and decoded in parallel, delivered in order, checked to the last byte.
+
+Ranges of whole frames are fetched and decoded by several workers, at most ``memory.pull_window`` of them
+ahead of what was delivered. The target gets its end (a consumer its end of input, a file its name) only
+after the hash of everything was compared.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Generator, Iterator
+
+import msgspec
+
+from backhaul.formats.location import parse_reference
+from backhaul.model.results import PullResult
+from backhaul.operations import memory, series
+from backhaul.operations.progress import PullProgress
+from backhaul.operations.reading import StoredStream
+from backhaul.pipeline.buffers import BufferPool
+from backhaul.pipeline.ordered_map import OrderedMap
+from backhaul.pipeline.supervisor import Supervisor
+from backhaul.planning.read_ranges import ReadRange
+from backhaul.stores.open import DEFAULT_PATIENCE, open_store
+from backhaul.stores.retry import RetryPolicy
+from backhaul.targets.base import Target
+from backhaul.transforms.compress import FrameDecompressor
+from backhaul.transforms.digest import StreamDigest
+
+
+class PullOptions(msgspec.Struct, frozen=True, kw_only=True):
+    """What to read.
+
+    Attributes:
+        stream: the stream's name; None for the only one.
+        workers: threads that fetch and decode; None for twice the cores, since they also wait for the network.
+        patience: seconds for which a store that is ill or away is tried again.
+    """
+
+    stream: str | None = None
+    workers: int | None = None
+    patience: float = DEFAULT_PATIENCE
+
+
+class _Range(msgspec.Struct, frozen=True):
+    part: ReadRange
+    buffer: memoryview
+
+
+def pull(
+    reference: str,
+    target: Target,
+    options: PullOptions = PullOptions(),  # noqa: B008 - frozen
+    *,
+    progress: PullProgress | None = None,
+) -> PullResult:
+    """Write one stream of a backup to a target.
+
+    Args:
+        reference: ``SERIES[@WHEN]``.
+        target: started, and committed or aborted, here.
+        options: what to read.
+        progress: counters to keep up to date.
+
+    Raises:
+        BackupNotFoundError: no such backup or stream.
+        IntegrityError: what is stored is not what was pushed; the target got no end.
+        TargetError: the consumer failed or the file could not be written.
+        StoreError: the store could not be read.
+    """
+    clock = time.monotonic()
+    location, when = parse_reference(reference)
+    group = Supervisor("pull", grace=2.0)
+    store = open_store(location, policy=RetryPolicy(options.patience, sleep=group.sleep))
+    pieces: Generator[memoryview, None, None] | None = None
+    try:
+        backup = series.find_backup(store, when)
+        stream = StoredStream(store, series.read_manifest(store, backup), options.stream)
+        target.start(stream.record.raw.size)
+        counters = progress or PullProgress()
+        counters.total = stream.record.raw.size
+        workers = options.workers or 2 * memory.default_workers()
+        digest = StreamDigest(crc=False)
+        pieces = decoded(stream, group, workers, counters)
+        for data in pieces:
+            digest.feed(data)
+            target.write(data)
+            counters.raw += len(data)
+        stream.check_raw(digest.size, digest.blake3)
+        target.commit()
+    finally:
+        target.abort()
+        if pieces is not None:
+            pieces.close()
+        store.close()
+    table = stream.table
+    return PullResult(
+        series=location.text,
+        id=backup,
+        stream=stream.record.name,
+        raw_size=digest.size,
+        stored_size=stream.record.stored.size,
+        seconds=time.monotonic() - clock,
+        requests=counters.requests,
+        rereads=getattr(store, "retries", 0),
+        memory=memory.pull_bound(
+            workers,
+            max(table.raw_sizes) if table else 0,
+            max(table.stored_sizes) if table else 0,
+            len(table) if table else 0,
+        ),
+        peak_memory=memory.peak_memory(),
+    )
+
+
+def decoded(
+    stream: StoredStream,
+    group: Supervisor,
+    workers: int,
+    progress: PullProgress,
+    on_stored: Callable[[memoryview], None] | None = None,
+) -> Generator[memoryview, None, None]:
+    """Yield the decoded stream in order, in pieces that are valid until the next one is asked for.
+
+    Args:
+        stream: what to read.
+        group: a fresh supervisor; its threads end with the iteration.
+        workers: threads that fetch and decode.
+        progress: counts requests and fetched bytes.
+        on_stored: given each range's stored bytes, in order (deep verify hashes them).
+    """
+    parts = list(stream.ranges(memory.RANGE_STORED, memory.RANGE_RAW))
+    raw_size = max((part.raw_length for part in parts), default=0)
+    stored_size = max((part.length for part in parts), default=0)
+    window = memory.pull_window(workers)
+    pool = BufferPool(group, window, raw_size)
+    stored_pool = BufferPool(group, window, stored_size) if on_stored else None
+
+    def ranges() -> Iterator[tuple[_Range, memoryview | None]]:
+        # Buffers are handed out in the order of the ranges: the next one due always has its own.
+        for part in parts:
+            yield _Range(part, pool.take()), stored_pool.take() if stored_pool else None
+
+    def make_worker() -> Callable[[tuple[_Range, memoryview | None]], tuple[_Range, memoryview | None]]:
+        decompressor = FrameDecompressor()
+        own = None if on_stored or stream.table is None else memoryview(bytearray(stored_size))
+
+        def work(item: tuple[_Range, memoryview | None]) -> tuple[_Range, memoryview | None]:
+            taken, kept = item
+            part = taken.part
+            if stream.table is None and kept is None:
+                stream.fetch(part.offset, taken.buffer[: part.length])
+            else:
+                stored = kept if kept is not None else own
+                assert stored is not None
+                stored = stored[: part.length]
+                stream.fetch(part.offset, stored)
+                stream.decode(part, stored, taken.buffer[: part.raw_length], decompressor)
+            progress.fetched(part.length)
+            return item
+
+        return work
+
+    with group:
+        for taken, kept in OrderedMap(
+            group, ranges(), make_worker, workers=workers, window=window, name="fetch"
+        ):
+            if on_stored is not None and kept is not None and stored_pool is not None:
+                on_stored(kept[: taken.part.length])
+                stored_pool.give(kept)
+            yield taken.buffer[: taken.part.raw_length]
+            pool.give(taken.buffer)

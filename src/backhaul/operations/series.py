@@ -1,0 +1,148 @@
+"""A series in a store: which backups are committed, their manifests, and the right to make a new one."""
+
+from __future__ import annotations
+
+import datetime as dt
+import os
+import secrets
+import socket
+
+import msgspec
+
+from backhaul.errors import (
+    BackupNotFoundError,
+    FormatError,
+    IntegrityError,
+    ObjectNotFoundError,
+    PreconditionError,
+)
+from backhaul.formats import manifest as manifest_format
+from backhaul.formats import names
+from backhaul.formats.when import When
+from backhaul.model.manifest import Manifest
+from backhaul.model.objects import StoredObject
+from backhaul.planning.selection import select_backup
+from backhaul.stores.base import Store
+from backhaul.transforms.digest import crc64nvme
+
+
+class Claim(msgspec.Struct, frozen=True):
+    """The content of a claim object: which run is making this backup, for people and for ``owns``."""
+
+    run: str
+    host: str
+    pid: int
+    since: str
+
+
+def new_claim(now: dt.datetime) -> Claim:
+    """Return a claim that no other run has."""
+    return Claim(run=secrets.token_hex(8), host=socket.gethostname(), pid=os.getpid(), since=now.isoformat())
+
+
+def take_claim(store: Store, backup: str, claim: Claim) -> bool:
+    """Reserve an id in a series; tell whether it was free.
+
+    This is also the first request that a run makes: it finds wrong credentials, missing buckets and
+    read-only disks before the dump begins.
+    """
+    body = msgspec.json.encode(claim)
+    if store.stat(names.object_key(backup, names.MANIFEST)) is not None:
+        return False
+    try:
+        store.put(names.object_key(backup, names.CLAIM), body, crc64nvme(body), if_absent=True)
+    except PreconditionError:
+        return False
+    return True
+
+
+def owns_claim(store: Store, backup: str, claim: Claim) -> bool:
+    """Tell whether the claim is still this run's: stores that ignore conditions let a second run take it."""
+    body = msgspec.json.encode(claim)
+    content = bytearray(len(body))
+    try:
+        store.read_into(names.object_key(backup, names.CLAIM), 0, memoryview(content))
+    except (ObjectNotFoundError, IntegrityError):
+        return False
+    return content == body
+
+
+def release_claim(store: Store, backup: str) -> None:
+    """Give the id back, or, after the commit, remove what is no longer needed."""
+    store.delete(names.object_key(backup, names.CLAIM))
+
+
+def write_manifest(store: Store, manifest: Manifest) -> StoredObject:
+    """Commit: from the moment that this returns the backup exists.
+
+    Raises:
+        PreconditionError: another run committed that id.
+    """
+    body = manifest_format.encode(manifest)
+    return store.put(names.object_key(manifest.id, names.MANIFEST), body, crc64nvme(body), if_absent=True)
+
+
+def read_manifest(store: Store, backup: str) -> Manifest:
+    """Read the manifest of a backup.
+
+    Raises:
+        BackupNotFoundError: there is none: the backup is not committed, or is gone.
+        IntegrityError: it is not one, or of a newer major version.
+    """
+    key = names.object_key(backup, names.MANIFEST)
+    where = f"{store.url}/{key}"
+    found = store.stat(key)
+    if found is None:
+        raise BackupNotFoundError(
+            f"There is no backup {backup} in {store.url}", f"{where} does not exist", _LIST
+        )
+    if found.size > manifest_format.MAX_SIZE:
+        raise IntegrityError(f"{where} is not a manifest", f"it has {found.size} bytes", _LIST)
+    content = bytearray(found.size)
+    store.read_into(key, 0, memoryview(content), etag=found.etag)
+    try:
+        return manifest_format.decode(bytes(content), where=where, expected_id=backup)
+    except FormatError as error:
+        raise IntegrityError(error.what, error.why, error.todo) from error
+
+
+def committed_backups(store: Store) -> dict[str, list[StoredObject]]:
+    """Return the objects of every committed backup, by id, oldest first."""
+    objects: dict[str, list[StoredObject]] = {}
+    committed = set()
+    for entry in store.list():
+        name = names.parse_key(entry.key)
+        if name is not None:
+            objects.setdefault(name.id, []).append(entry)
+            if name.kind == "manifest":
+                committed.add(name.id)
+    return {backup: objects[backup] for backup in sorted(committed)}
+
+
+def find_backup(store: Store, when: When) -> str:
+    """Return the id that ``@WHEN`` means.
+
+    Raises:
+        BackupNotFoundError: nothing fits, with what there is instead.
+    """
+    committed = [] if when.id is not None else list(committed_backups(store))
+    if when.id is not None and store.stat(names.object_key(when.id, names.MANIFEST)) is not None:
+        return when.id
+    chosen = select_backup(committed, when)
+    if chosen is None:
+        committed = committed or list(committed_backups(store))
+        if not committed:
+            raise BackupNotFoundError(
+                f"There is no backup in {store.url}",
+                "the series holds no committed backup",
+                "Check the path; a series that was never pushed to looks the same as a wrong name.",
+            )
+        raise BackupNotFoundError(
+            f"There is no such backup in {store.url}",
+            f"it holds {len(committed)}, from {committed[0]} to {committed[-1]}",
+            _LIST,
+        )
+    return chosen
+
+
+_LIST = "Choose one that backhaul list shows."

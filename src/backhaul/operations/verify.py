@@ -1,0 +1,166 @@
+"""verify: is what lies in the store what was pushed? Without reading it, or (deep) by reading all of it."""
+
+from __future__ import annotations
+
+import time
+
+from backhaul.errors import BackhaulError, IntegrityError, ObjectNotFoundError, PreconditionError
+from backhaul.formats import names
+from backhaul.formats.location import parse_reference
+from backhaul.model.manifest import Manifest, StreamRecord
+from backhaul.model.results import Check, VerifyResult
+from backhaul.operations import memory, series
+from backhaul.operations.progress import PullProgress
+from backhaul.operations.pull import decoded
+from backhaul.operations.reading import StoredStream
+from backhaul.pipeline.supervisor import Supervisor
+from backhaul.stores.base import Store
+from backhaul.stores.open import DEFAULT_PATIENCE, open_store
+from backhaul.stores.retry import RetryPolicy
+from backhaul.transforms.digest import StreamDigest
+
+
+def verify(
+    reference: str,
+    *,
+    deep: bool = False,
+    workers: int | None = None,
+    patience: float = DEFAULT_PATIENCE,
+    progress: PullProgress | None = None,
+) -> VerifyResult:
+    """Check one backup.
+
+    Args:
+        reference: ``SERIES[@WHEN]``.
+        deep: read, decode and hash every byte; else compare what the store says with the manifest.
+        workers: threads that fetch and decode (deep).
+        patience: seconds for which a store that is ill or away is tried again.
+        progress: counters to keep up to date (deep).
+
+    Returns:
+        Every check; ``ok`` is False when any found a problem.
+
+    Raises:
+        BackupNotFoundError: there is no such backup.
+        IntegrityError: its manifest can't be read.
+        StoreError: the store could not be asked, so nothing is known.
+    """
+    clock = time.monotonic()
+    location, when = parse_reference(reference)
+    store = open_store(location, policy=RetryPolicy(patience))
+    counters = progress or PullProgress()
+    try:
+        backup = series.find_backup(store, when)
+        manifest = series.read_manifest(store, backup)
+        checks = [Check(object=f"{backup}/{names.MANIFEST}", check="manifest", state="ok", detail="readable")]
+        counters.total = manifest.raw_size
+        for record in manifest.streams:
+            found = _shallow(store, manifest, record)
+            checks += found
+            if deep and all(
+                check.state != "problem" or check.check not in ("exists", "size") for check in found
+            ):
+                checks += _deep(store, manifest, record, workers or 2 * memory.default_workers(), counters)
+    finally:
+        store.close()
+    return VerifyResult(
+        series=location.text,
+        id=backup,
+        deep=deep,
+        checks=tuple(checks),
+        bytes_read=counters.stored,
+        seconds=time.monotonic() - clock,
+    )
+
+
+def _shallow(store: Store, manifest: Manifest, record: StreamRecord) -> list[Check]:
+    key = names.object_key(manifest.id, record.object)
+
+    def check(name: str, good: bool, detail: str) -> Check:
+        return Check(object=key, check=name, state="ok" if good else "problem", detail=detail)
+
+    found = store.stat(key)
+    if found is None:
+        return [check("exists", False, "the object is missing")]
+    size = record.stored.size
+    checks = [
+        check("exists", True, f"since {found.modified.isoformat(timespec='seconds')}"),
+        check(
+            "size",
+            found.size == size,
+            f"{size} bytes" if found.size == size else f"{found.size} bytes, and {size} were stored",
+        ),
+    ]
+    known = record.store
+    if found.modified_ns is not None and known.modified is not None:
+        same = found.modified_ns == known.modified
+        checks.append(
+            check(
+                "unchanged",
+                same,
+                "the file was not written since"
+                if same
+                else "the file was written or copied since it was committed; --deep compares its content",
+            )
+        )
+    elif known.checksum is not None and found.checksum is not None:
+        same = known.checksum == found.checksum
+        checks.append(
+            check(
+                "checksum",
+                same,
+                f"the store holds {found.checksum}"
+                + ("" if same else f", and {known.checksum} was stored: the object was replaced"),
+            )
+        )
+    elif known.etag is not None and found.etag is not None:
+        same = known.etag == found.etag
+        checks.append(
+            check(
+                "etag",
+                same,
+                f"the store holds {found.etag}"
+                + ("" if same else f", and {known.etag} was stored: the object was replaced"),
+            )
+        )
+    else:
+        checks.append(
+            Check(
+                object=key,
+                check="checksum",
+                state="unverifiable",
+                detail="the store keeps nothing to compare; use --deep",
+            )
+        )
+    return checks
+
+
+def _deep(
+    store: Store, manifest: Manifest, record: StreamRecord, workers: int, progress: PullProgress
+) -> list[Check]:
+    key = names.object_key(manifest.id, record.object)
+    raw, stored = StreamDigest(crc=False), StreamDigest()
+    try:
+        stream = StoredStream(store, manifest, record.name)
+        for data in decoded(stream, Supervisor("verify"), workers, progress, on_stored=stored.feed):
+            raw.feed(data)
+            progress.raw += len(data)
+        if record.seek_table is not None:
+            table = bytearray(record.seek_table.size)
+            stream.fetch(record.seek_table.offset, memoryview(table))
+            stored.feed(table)
+            progress.fetched(len(table))
+        stream.check_raw(raw.size, raw.blake3)
+        if (stored.size, stored.blake3) != (record.stored.size, record.stored.blake3):
+            raise stream.damaged(f"its BLAKE3 is {stored.blake3}, and {record.stored.blake3} was stored")
+    except (IntegrityError, ObjectNotFoundError, PreconditionError) as error:
+        return [Check(object=key, check="content", state="problem", detail=_sentence(error))]
+    return [
+        Check(
+            object=key, check="content", state="ok", detail=f"{raw.size} bytes decoded, BLAKE3 {raw.blake3}"
+        ),
+    ]
+
+
+def _sentence(error: BackhaulError) -> str:
+    return error.why or error.what

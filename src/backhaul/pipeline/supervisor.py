@@ -1,0 +1,139 @@
+"""Threads that live and die together: the first failure wins, stops its siblings, and is raised whole.
+
+Every blocking wait in this package goes through ``Supervisor.wait_for``, so that a stop reaches it.
+"""
+
+from __future__ import annotations
+
+import os
+import threading
+import time
+from collections.abc import Callable
+from types import TracebackType
+
+
+class StoppedError(Exception):
+    """Raised inside a thread whose supervisor stopped; it carries no news and is never shown."""
+
+
+class Supervisor:
+    """A group of threads with one fate.
+
+    ``with Supervisor() as group:`` starts threads by ``group.start``; leaving the block waits for all of
+    them. A failure in any thread (or in the block) stops the group: waits raise ``StoppedError``, the
+    descriptor becomes readable, and the first failure is raised from the block's end.
+
+    Threads are daemons and leaving waits at most ``grace`` seconds for them after a stop: a thread stuck in
+    a system call (a read from a terminal, a dead server) can't keep the process from ending.
+    """
+
+    def __init__(self, name: str = "backhaul", *, grace: float = 5.0) -> None:
+        self.condition = threading.Condition()
+        self._name = name
+        self._grace = grace
+        self._threads: list[threading.Thread] = []
+        self._failure: BaseException | None = None
+        self._stopped = False
+        self._stop_reader, self._stop_writer = os.pipe()
+        os.set_blocking(self._stop_writer, False)
+
+    @property
+    def stopped(self) -> bool:
+        """Whether the group was stopped."""
+        return self._stopped
+
+    def fileno(self) -> int:
+        """Return a descriptor that becomes readable at a stop, for ``poll`` beside another one."""
+        return self._stop_reader
+
+    def start(self, work: Callable[[], None], name: str) -> threading.Thread:
+        """Run ``work`` in a thread of the group."""
+
+        def run() -> None:
+            try:
+                work()
+            except StoppedError:
+                pass
+            except BaseException as error:  # noqa: BLE001 - a thread's failure is the group's
+                self.stop(error)
+            finally:
+                with self.condition:
+                    self.condition.notify_all()
+
+        thread = threading.Thread(target=run, name=f"{self._name}-{name}", daemon=True)
+        self._threads.append(thread)
+        thread.start()
+        return thread
+
+    def stop(self, failure: BaseException | None = None) -> None:
+        """Stop the group, for that reason; only the first reason counts."""
+        with self.condition:
+            if not self._stopped:
+                self._failure = failure
+            self._stopped = True
+            self.condition.notify_all()
+        try:
+            os.write(self._stop_writer, b"\0")
+        except OSError:
+            pass  # full, and so already readable; or closed, and nobody listens
+
+    def check(self) -> None:
+        """Raise ``StoppedError`` if the group was stopped."""
+        if self._stopped:
+            raise StoppedError
+
+    def wait_for(self, predicate: Callable[[], bool]) -> None:
+        """Wait until the predicate holds; call it with ``condition`` held.
+
+        Raises:
+            StoppedError: the group was stopped first.
+        """
+        while not predicate():
+            self.check()
+            self.condition.wait()
+        self.check()
+
+    def sleep(self, seconds: float) -> None:
+        """Sleep, but wake for a stop.
+
+        Raises:
+            StoppedError: the group was stopped.
+        """
+        deadline = time.monotonic() + seconds
+        with self.condition:
+            while (left := deadline - time.monotonic()) > 0:
+                self.check()
+                self.condition.wait(left)
+        self.check()
+
+    def join(self, timeout: float | None = None) -> bool:
+        """Wait for every thread; tell whether all ended in time."""
+        deadline = None if timeout is None else time.monotonic() + timeout
+        for thread in self._threads:
+            thread.join(None if deadline is None else max(0.0, deadline - time.monotonic()))
+        return not any(thread.is_alive() for thread in self._threads)
+
+    def __enter__(self) -> Supervisor:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if error is not None:
+            self.stop(None if isinstance(error, StoppedError) else error)
+        try:
+            # Without a timeout while all is well: the threads end when the work does. A stop, from
+            # wherever it comes, ends the waiting after the grace.
+            with self.condition:
+                while not self._stopped and any(thread.is_alive() for thread in self._threads):
+                    self.condition.wait(0.5)
+        except BaseException as interruption:
+            self.stop(interruption)
+            self.join(self._grace)
+            raise
+        ended = self.join(self._grace if self._stopped else None)
+        if ended:
+            os.close(self._stop_reader)
+            os.close(self._stop_writer)
+        if self._failure is not None and self._failure is not error:
+            raise self._failure

@@ -1,0 +1,221 @@
+"""Backhaul's side of a guarded command: start it, keep its last words, learn how it ended, end it.
+
+``guardian`` is the other side, in a process of its own.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+import subprocess
+import sys
+import threading
+from collections import deque
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+from backhaul.errors import ConfigurationError
+from backhaul.formats.redaction import redact_command, redact_text
+
+_GUARDIAN = str(Path(__file__).with_name("guardian.py"))
+TAIL_LINES = 15
+_LONGEST_LINE = 4096
+
+
+class ExitStatus:
+    """How a command ended: exactly one of ``code``, ``signal`` and ``error`` (it never started) is set."""
+
+    def __init__(
+        self, *, code: int | None = None, signal_number: int | None = None, error: str | None = None
+    ) -> None:
+        self.code = code
+        self.signal = signal_number
+        self.error = error
+
+    @property
+    def ok(self) -> bool:
+        """Whether it ran and exited with 0."""
+        return self.code == 0
+
+    def __str__(self) -> str:
+        if self.error is not None:
+            return f"it could not be started: {self.error}"
+        if self.signal is not None:
+            with contextlib.suppress(ValueError):
+                return f"it was killed by {signal.Signals(self.signal).name}"
+            return f"it was killed by signal {self.signal}"
+        return f"it exited with status {self.code}"
+
+
+class Command:
+    """A running command under its guardian. Started by the constructor.
+
+    Args:
+        arguments: the program and its arguments; no shell.
+        capture_output: whether its stdout is read here (``output``), else it is inherited.
+        feed_input: whether its stdin is written here (``input``), else it is inherited.
+        on_error_line: told each line of its stderr, without the newline; the default passes them on.
+
+    Raises:
+        ConfigurationError: this host can start no process at all.
+    """
+
+    def __init__(
+        self,
+        arguments: Sequence[str],
+        *,
+        capture_output: bool = False,
+        feed_input: bool = False,
+        on_error_line: Callable[[bytes], None] | None = None,
+    ) -> None:
+        self.arguments = tuple(arguments)
+        self.output: int | None = None
+        self.input: int | None = None
+        self._on_error_line = on_error_line or _pass_on
+        self._tail: deque[str] = deque(maxlen=TAIL_LINES)
+        self._status: ExitStatus | None = None
+        with contextlib.ExitStack() as ours, contextlib.ExitStack() as theirs:
+
+            def pipe() -> tuple[int, int]:
+                return os.pipe()
+
+            def close_on(stack: contextlib.ExitStack, descriptor: int) -> int:
+                stack.callback(os.close, descriptor)
+                return descriptor
+
+            control_reader, control_writer = pipe()
+            close_on(theirs, control_reader), close_on(ours, control_writer)
+            status_reader, status_writer = pipe()
+            close_on(ours, status_reader), close_on(theirs, status_writer)
+            error_reader, error_writer = pipe()
+            close_on(ours, error_reader), close_on(theirs, error_writer)
+            standard_input: int | None = None
+            standard_output: int | None = None
+            hold = -1
+            if feed_input:
+                standard_input, self.input = pipe()
+                close_on(theirs, standard_input), close_on(ours, self.input)
+                hold = self.input
+            if capture_output:
+                self.output, standard_output = pipe()
+                close_on(ours, self.output), close_on(theirs, standard_output)
+            passed = [control_reader, status_writer] + ([hold] if hold >= 0 else [])
+            try:
+                self._guardian = subprocess.Popen(
+                    [
+                        sys.executable,
+                        "-I",
+                        "-S",
+                        _GUARDIAN,
+                        str(control_reader),
+                        str(status_writer),
+                        str(hold),
+                        *self.arguments,
+                    ],
+                    stdin=standard_input,
+                    stdout=standard_output,
+                    stderr=error_writer,
+                    pass_fds=passed,
+                )
+            except (OSError, ValueError) as error:
+                raise ConfigurationError(
+                    f"Could not start {self.name}",
+                    str(error),
+                    "Check the limits on processes and memory (ulimit -a).",
+                ) from error
+            ours.pop_all()
+        self._control = control_writer
+        self._status_file = os.fdopen(status_reader, "rb")
+        self._error_thread = threading.Thread(
+            target=self._read_errors, args=(error_reader,), name="backhaul-stderr", daemon=True
+        )
+        self._error_thread.start()
+        self._read_start()
+
+    @property
+    def name(self) -> str:
+        """The command for messages, its secrets masked."""
+        return " ".join(redact_command(self.arguments))
+
+    @property
+    def tail(self) -> str:
+        """The last lines of its stderr so far, secrets masked."""
+        return "\n".join(redact_text(line) for line in self._tail)
+
+    def wait(self) -> ExitStatus:
+        """Wait for its end and return how it ended."""
+        if self._status is None:
+            self._status = self._read_end()
+            self._guardian.wait()
+            # Something that the command left running may hold its stderr open: its last words are in by then.
+            self._error_thread.join(timeout=2.0)
+        return self._status
+
+    def close_input(self) -> None:
+        """Give the command the end of its input: only when the stream was whole."""
+        assert self.input is not None
+        os.close(self.input)
+        self.input = None
+        self._tell(b"o")
+
+    def terminate(self) -> None:
+        """Ask it to end, kill it after a grace, and wait."""
+        self._end(b"t")
+
+    def kill(self) -> None:
+        """Kill it and all it started, while its input is still open, and wait."""
+        self._end(b"k")
+
+    # -- inside ----------------------------------------------------------------------------------------
+
+    def _end(self, message: bytes) -> None:
+        self._tell(message)
+        self.wait()
+        self.release()
+
+    def release(self) -> None:
+        """Close what is left of the pipes; only after the command has ended."""
+        for name in ("input", "output"):
+            descriptor = getattr(self, name)
+            if descriptor is not None:
+                setattr(self, name, None)
+                os.close(descriptor)
+        if self._control >= 0:
+            os.close(self._control)
+            self._control = -1
+
+    def _tell(self, message: bytes) -> None:
+        if self._control >= 0:
+            with contextlib.suppress(BrokenPipeError):
+                os.write(self._control, message)
+
+    def _read_start(self) -> None:
+        line = self._status_file.readline().split(b" ", 2)
+        if line[0] == b"error":
+            self._status = ExitStatus(error=line[2].decode(errors="replace").strip())
+            self._guardian.wait()
+        elif line[0] != b"started":
+            self._status = ExitStatus(error="its guardian process ended at once")
+            self._guardian.kill()
+            self._guardian.wait()
+
+    def _read_end(self) -> ExitStatus:
+        kind, _, number = self._status_file.readline().strip().partition(b" ")
+        if kind == b"exit":
+            return ExitStatus(code=int(number))
+        if kind == b"signal":
+            return ExitStatus(signal_number=int(number))
+        return ExitStatus(error="its guardian process was killed")
+
+    def _read_errors(self, descriptor: int) -> None:
+        with os.fdopen(descriptor, "rb") as file:
+            while line := file.readline(_LONGEST_LINE):
+                text = line.rstrip(b"\r\n")
+                self._tail.append(text.decode(errors="replace"))
+                self._on_error_line(text)
+
+
+def _pass_on(line: bytes) -> None:
+    with contextlib.suppress(OSError):
+        os.write(2, line + b"\n")

@@ -1,0 +1,79 @@
+"""A command's stdout as a source: the stream counts only if the command ends well."""
+
+from __future__ import annotations
+
+import shutil
+import time
+from collections.abc import Callable, Sequence
+
+from backhaul.errors import SourceError
+from backhaul.formats.redaction import redact_command
+from backhaul.model.manifest import ProducerRecord
+from backhaul.pipeline.supervisor import Supervisor
+from backhaul.processes.command import Command
+from backhaul.processes.pipes import widen_pipe
+from backhaul.sources.base import fill
+
+
+class CommandSource:
+    """Runs a command and reads its stdout. Its stdin and terminal are inherited, so it may ask for a password."""
+
+    def __init__(
+        self, arguments: Sequence[str], on_error_line: Callable[[bytes], None] | None = None
+    ) -> None:
+        self.name = " ".join(redact_command(arguments))
+        self._arguments = arguments
+        self._on_error_line = on_error_line
+        self._command: Command | None = None
+        self._group: Supervisor | None = None
+        self._started = 0.0
+
+    def check(self) -> None:
+        """See ``Source.check``."""
+        if shutil.which(self._arguments[0]) is None:
+            raise SourceError(
+                f"The command can't be run: {self.name}",
+                f"there is no program {self._arguments[0]!r} that may be executed",
+                "Install it, correct its name, or give its full path.",
+            )
+
+    def start(self, group: Supervisor) -> None:
+        """See ``Source.start``."""
+        self._started = time.monotonic()
+        self._group = group
+        self._command = Command(self._arguments, capture_output=True, on_error_line=self._on_error_line)
+        assert self._command.output is not None
+        widen_pipe(self._command.output)
+
+    def read_into(self, buffer: memoryview) -> int:
+        """See ``Source.read_into``."""
+        assert self._command is not None and self._group is not None and self._command.output is not None
+        return fill(self._command.output, buffer, self._group, self.name)
+
+    def finish(self) -> ProducerRecord:
+        """See ``Source.finish``."""
+        assert self._command is not None
+        status = self._command.wait()
+        self._command.release()
+        if status.error is not None:
+            raise SourceError(
+                f"The command never ran: {self.name}", status.error, "Check the program's name and the PATH."
+            )
+        if not status.ok:
+            tail = self._command.tail
+            raise SourceError(
+                f"The command failed: {self.name}",
+                f"{status}" + (f"; its last words:\n{tail}" if tail else "; it wrote nothing to stderr"),
+                "Nothing was committed. Mend the command and push again.",
+            )
+        return ProducerRecord(
+            kind="command",
+            command=redact_command(self._arguments),
+            exit_status=status.code,
+            seconds=round(time.monotonic() - self._started, 3),
+        )
+
+    def abort(self) -> None:
+        """See ``Source.abort``."""
+        if self._command is not None:
+            self._command.terminate()

@@ -1,0 +1,1 @@
+"""Places that keep objects: local directories and S3, and the wrappers that every store can wear."""

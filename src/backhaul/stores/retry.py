@@ -1,0 +1,161 @@
+"""A store that tries again: the wrapper that every remote store wears.
+
+What failed for a passing reason is tried again with growing, jittered pauses until a deadline; what was
+refused is not. A create-if-absent whose reply was lost finds its own object on the second try, and says so.
+"""
+
+from __future__ import annotations
+
+import random
+import time
+from collections.abc import Callable, Iterator, Sequence
+from typing import TypeVar
+
+from backhaul.errors import PreconditionError, StoreError
+from backhaul.model.objects import StoredObject, UnfinishedUpload, UploadedPart, Upload
+from backhaul.stores.base import Body, BrokenReadError, Store
+
+T = TypeVar("T")
+
+FIRST_PAUSE = 0.2
+LONGEST_PAUSE = 10.0
+
+
+class RetryPolicy:
+    """How long to go on, and how to wait.
+
+    Args:
+        patience: seconds from an operation's first failure after which the next one is final.
+        sleep: waits; raises to give up at once (a stopped run).
+        clock: monotonic seconds.
+        jitter: a number in [0, 1).
+    """
+
+    def __init__(
+        self,
+        patience: float,
+        *,
+        sleep: Callable[[float], None] = time.sleep,
+        clock: Callable[[], float] = time.monotonic,
+        jitter: Callable[[], float] = random.random,
+    ) -> None:
+        self.patience = patience
+        self.sleep = sleep
+        self.clock = clock
+        self.jitter = jitter
+
+
+class RetryingStore:
+    """Wraps a store; see the module."""
+
+    def __init__(self, inner: Store, policy: RetryPolicy) -> None:
+        self._inner = inner
+        self._policy = policy
+        self.url = inner.url
+        self.parts = inner.parts
+        self.retries = 0
+
+    def put(self, key: str, body: Body, crc64nvme: int, *, if_absent: bool = True) -> StoredObject:
+        """See ``Store.put``."""
+        tries = 0
+
+        def attempt() -> StoredObject:
+            nonlocal tries
+            tries += 1
+            try:
+                return self._inner.put(key, body, crc64nvme, if_absent=if_absent)
+            except PreconditionError:
+                found = self._inner.stat(key) if tries > 1 else None
+                if found is None or not self._holds(key, found, body):
+                    raise
+                return found
+
+        return self._tried(attempt)
+
+    def begin(self, key: str) -> Upload:
+        """See ``Store.begin``. A lost reply leaves an upload that only ``clean`` will find."""
+        return self._tried(lambda: self._inner.begin(key))
+
+    def put_part(self, upload: Upload, number: int, offset: int, body: Body, crc64nvme: int) -> UploadedPart:
+        """See ``Store.put_part``."""
+        return self._tried(lambda: self._inner.put_part(upload, number, offset, body, crc64nvme))
+
+    def complete(
+        self, upload: Upload, parts: Sequence[UploadedPart], crc64nvme: int, *, if_absent: bool = True
+    ) -> StoredObject:
+        """See ``Store.complete``."""
+        return self._tried(lambda: self._inner.complete(upload, parts, crc64nvme, if_absent=if_absent))
+
+    def abort(self, upload: Upload) -> None:
+        """See ``Store.abort``."""
+        self._tried(lambda: self._inner.abort(upload))
+
+    def unfinished(self) -> Iterator[UnfinishedUpload]:
+        """See ``Store.unfinished``. Tried again as a whole: a listing that broke off is not a short one."""
+        return iter(self._tried(lambda: list(self._inner.unfinished())))
+
+    def read_into(self, key: str, offset: int, out: memoryview, *, etag: str | None = None) -> None:
+        """See ``Store.read_into``. A broken read goes on from where it broke."""
+        done = 0
+
+        def attempt() -> None:
+            nonlocal done
+            try:
+                self._inner.read_into(key, offset + done, out[done:], etag=etag)
+            except BrokenReadError as error:
+                done += error.done
+                raise
+
+        self._tried(attempt, progress=lambda: done)
+
+    def stat(self, key: str) -> StoredObject | None:
+        """See ``Store.stat``."""
+        return self._tried(lambda: self._inner.stat(key))
+
+    def list(self) -> Iterator[StoredObject]:
+        """See ``Store.list``. Tried again as a whole."""
+        return iter(self._tried(lambda: list(self._inner.list())))
+
+    def delete(self, key: str) -> None:
+        """See ``Store.delete``."""
+        self._tried(lambda: self._inner.delete(key))
+
+    def close(self) -> None:
+        """See ``Store.close``."""
+        self._inner.close()
+
+    # -- inside ----------------------------------------------------------------------------------------
+
+    def _tried(self, attempt: Callable[[], T], progress: Callable[[], int] = lambda: 0) -> T:
+        """Run ``attempt`` until it succeeds, fails for good, or patience ends.
+
+        ``progress`` tells how far it has come; an attempt that moved it starts patience anew.
+        """
+        policy = self._policy
+        pause = FIRST_PAUSE
+        reached = progress()
+        first_failure: float | None = None
+        while True:
+            try:
+                return attempt()
+            except StoreError as error:
+                if not error.transient:
+                    raise
+                now = policy.clock()
+                if progress() != reached:
+                    reached, first_failure, pause = progress(), None, FIRST_PAUSE
+                first_failure = now if first_failure is None else first_failure
+                delay = pause * (0.5 + policy.jitter())
+                if now + delay - first_failure > policy.patience:
+                    raise
+            self.retries += 1
+            policy.sleep(delay)
+            pause = min(pause * 2, LONGEST_PAUSE)
+
+    def _holds(self, key: str, found: StoredObject, body: Body) -> bool:
+        """Tell whether the object is the one that an earlier try, whose reply was lost, has made."""
+        if not isinstance(body, bytes | bytearray | memoryview) or found.size != len(body):
+            return False
+        content = bytearray(found.size)
+        self._inner.read_into(key, 0, memoryview(content), etag=found.etag)
+        return content == body

@@ -1,0 +1,128 @@
+"""Botocore's errors, translated once, here, into the store errors of ``backhaul.errors``."""
+
+from __future__ import annotations
+
+from botocore import exceptions as boto
+
+from backhaul.errors import (
+    ObjectNotFoundError,
+    PreconditionError,
+    StoreError,
+    StoreRefusedError,
+    StoreUnavailableError,
+)
+
+_NOT_FOUND = {"NoSuchKey", "404", "NotFound", "NoSuchUpload"}
+_PRECONDITION = {"PreconditionFailed", "412", "ConditionalRequestConflict", "409"}
+_CREDENTIALS = {
+    "InvalidAccessKeyId",
+    "SignatureDoesNotMatch",
+    "InvalidToken",
+    "ExpiredToken",
+    "TokenRefreshRequired",
+}
+_REFUSED = {"AccessDenied", "403", "Forbidden", "AllAccessDisabled", "AccountProblem", "InvalidBucketName"}
+_TRANSIENT = {
+    "SlowDown",
+    "ServiceUnavailable",
+    "InternalError",
+    "RequestTimeout",
+    "Throttling",
+    "ThrottlingException",
+    "TooManyRequests",
+    "BadDigest",
+    "XAmzContentChecksumMismatch",
+    "IncompleteBody",
+    "500",
+    "502",
+    "503",
+    "504",
+    "429",
+}
+
+
+def translated(error: Exception, what: str, *, bucket: str, endpoint: str) -> StoreError:
+    """Return the store error that says what botocore said.
+
+    Args:
+        error: anything a client call raised.
+        what: what was being done, with the object named.
+        bucket: for the advice.
+        endpoint: for the advice.
+    """
+    if isinstance(error, StoreError):
+        return error
+    if isinstance(error, boto.ClientError):
+        return _from_reply(error, what, bucket, endpoint)
+    why = _reason(error)
+    if isinstance(
+        error, boto.NoCredentialsError | boto.PartialCredentialsError | boto.CredentialRetrievalError
+    ):
+        return StoreRefusedError(
+            what, why, "Set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or a profile with AWS_PROFILE."
+        )
+    if isinstance(error, boto.ProfileNotFound):
+        return StoreRefusedError(
+            what, why, "Add the profile to ~/.aws/config, or name another with AWS_PROFILE."
+        )
+    if isinstance(error, boto.ParamValidationError | boto.InvalidRegionError) or (
+        isinstance(error, ValueError) and "endpoint" in str(error).lower()
+    ):
+        return StoreRefusedError(
+            what, why, f"Check the bucket's name ({bucket}), the endpoint and the region."
+        )
+    if isinstance(
+        error, boto.EndpointConnectionError | boto.ConnectionClosedError | boto.HTTPClientError
+    ) or isinstance(error, OSError):
+        return StoreUnavailableError(
+            what,
+            why,
+            f"Check that {endpoint} is the right address, that it runs, and that this host reaches it.",
+        )
+    return StoreError(what, why, "This was not expected; if it happens again, report it with this message.")
+
+
+def _from_reply(error: boto.ClientError, what: str, bucket: str, endpoint: str) -> StoreError:
+    details = error.response.get("Error", {})
+    code = str(details.get("Code", ""))
+    status = int(error.response.get("ResponseMetadata", {}).get("HTTPStatusCode", 0))
+    message = str(details.get("Message") or "").strip().rstrip(".")
+    why = f"{endpoint} answered {status or ''} {code}".rstrip() + (f": {message}" if message else "")
+    if code == "NoSuchBucket":
+        return StoreRefusedError(
+            what, why, f"Create the bucket {bucket} first, or correct the name or the endpoint."
+        )
+    if code in _CREDENTIALS:
+        return StoreRefusedError(
+            what,
+            why,
+            "Check the access key and secret (AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY, AWS_PROFILE).",
+        )
+    if code == "RequestTimeTooSkewed":
+        return StoreRefusedError(
+            what, why, "Set this host's clock (timedatectl): S3 refuses requests of another time."
+        )
+    if code in _PRECONDITION:
+        return PreconditionError(what, why, "Another run wrote there first.")
+    if code in _NOT_FOUND:
+        return ObjectNotFoundError(what, why, "It was deleted, or never written.")
+    if code in _TRANSIENT or status >= 500:
+        return StoreUnavailableError(what, why, "The store is overloaded or ill; try again later.")
+    if code in _REFUSED or status in (401, 403):
+        return StoreRefusedError(
+            what,
+            why,
+            f"Allow this key to list, read, write and delete in bucket {bucket}, or use another key.",
+        )
+    return StoreError(what, why, f"Check the settings for {endpoint}.")
+
+
+def _reason(error: Exception) -> str:
+    """Return the innermost words: botocore wraps urllib3, which wraps the operating system."""
+    text = str(error)
+    inner: BaseException | None = error
+    while inner is not None:
+        if isinstance(inner, OSError) and inner.strerror:
+            return f"{text} ({inner.strerror})" if inner.strerror not in text else text
+        inner = inner.__cause__ or inner.__context__ or getattr(inner, "kwargs", {}).get("error")
+    return text

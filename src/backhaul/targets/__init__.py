@@ -1,0 +1,1 @@
+"""Where streams go back to."""
