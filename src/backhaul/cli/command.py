@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Callable
+from typing import Any, TypeVar
 
 import click
 
@@ -34,6 +35,9 @@ class ExampleGroup(click.Group):
         return list(self.commands)
 
 
-def option_json(help_text: str) -> Any:
+Decorated = TypeVar("Decorated", bound=Callable[..., Any])
+
+
+def option_json(help_text: str) -> Callable[[Decorated], Decorated]:
     """Return the ``--json`` option, the same for every command."""
     return click.option("--json", "as_json", is_flag=True, help=help_text)

@@ -103,16 +103,12 @@ def show(series: str, as_json: bool) -> None:
         ended = f"exit {producer.exit_status}, " if producer.exit_status is not None else ""
         row(
             "",
-            ended
-            + f"{format_duration(producer.seconds)}"
-            + "".join(f", saw {m!r}" for m in producer.markers),
+            ended + f"{format_duration(producer.seconds)}" + "".join(f", saw {m!r}" for m in producer.markers),
         )
     for stream in manifest.streams:
         ratio = stream.raw.size / stream.stored.size if stream.stored.size else 1.0
         row("stream", f"{stream.name}, in {stream.object}")
-        row(
-            "", f"raw    {format_size(stream.raw.size)} ({stream.raw.size} bytes), BLAKE3 {stream.raw.blake3}"
-        )
+        row("", f"raw    {format_size(stream.raw.size)} ({stream.raw.size} bytes), BLAKE3 {stream.raw.blake3}")
         row(
             "",
             f"stored {format_size(stream.stored.size)} ({stream.stored.size} bytes), BLAKE3 {stream.stored.blake3}",
@@ -208,12 +204,8 @@ def clean(series: str, older_than: str, dry_run: bool, as_json: bool) -> None:
     out = console(sys.stdout)
     verb = "would remove" if dry_run else "removed"
     for action in result.removed:
-        out.print(
-            f"{verb} {action.kind} {action.key}: {format_size(action.size)}, {action.reason}", markup=False
-        )
+        out.print(f"{verb} {action.kind} {action.key}: {format_size(action.size)}, {action.reason}", markup=False)
     for action in result.kept:
         age = format_duration(max(0.0, action.age_seconds))
-        out.print(
-            f"kept {action.kind} {action.key}: {action.reason} ({age} since its last activity)", markup=False
-        )
+        out.print(f"kept {action.kind} {action.key}: {action.reason} ({age} since its last activity)", markup=False)
     out.print(f"{verb} {len(result.removed)}, {format_size(result.removed_size)}; kept {len(result.kept)}")

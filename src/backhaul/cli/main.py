@@ -96,9 +96,7 @@ def _install_signal_handlers() -> None:
         nonlocal seen
         seen += 1
         if seen > 1:
-            os.write(
-                2, b"backhaul: interrupted again, leaving at once; backhaul clean collects what is left\n"
-            )
+            os.write(2, b"backhaul: interrupted again, leaving at once; backhaul clean collects what is left\n")
             os._exit(InterruptedByUserError.exit_code)
         raise KeyboardInterrupt(signal.Signals(number).name)
 

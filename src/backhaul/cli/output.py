@@ -27,7 +27,7 @@ def print_json(kind: str, value: Any, *, file: TextIO | None = None) -> None:
     """Print one object: ``schema`` is ``backhaul.<kind>/1``, the rest is the value's fields."""
     document = {"schema": f"backhaul.{kind}/1", **msgspec.to_builtins(value)}
     text = msgspec.json.format(msgspec.json.encode(document), indent=2).decode()
-    print(text, file=file or sys.stdout, flush=True)  # noqa: T201
+    print(text, file=file or sys.stdout, flush=True)
 
 
 def error_document(error: BackhaulError) -> dict[str, Any]:

@@ -58,7 +58,8 @@ class _PushView:
         for destination in p.destinations:
             sent = self._rates.setdefault(destination.series, Rate()).update(now, destination.sent)
             parts.append(
-                f"{destination.series}: {destination.state}, {format_size(destination.sent)} sent, {format_size(sent)}/s"
+                f"{destination.series}: {destination.state}, {format_size(destination.sent)} sent,"
+                f" {format_size(sent)}/s"
             )
         return "; ".join(parts)
 
@@ -121,9 +122,7 @@ class _PullView:
         left = format_duration((p.total - p.raw) / rate) + " left" if rate > 0 and p.total else ""
         table = Table.grid(padding=(0, 1))
         table.add_row(
-            ProgressBar(
-                total=p.total or None, completed=p.raw, width=30, pulse=not p.total, animation_time=now
-            ),
+            ProgressBar(total=p.total or None, completed=p.raw, width=30, pulse=not p.total, animation_time=now),
             f"{format_size(p.raw)} of {format_size(p.total)}",
             f"fetched {format_size(p.stored)}",
             f"{format_size(rate)}/s",
@@ -157,9 +156,7 @@ def _shown(view: _PushView | _PullView, *, quiet: bool) -> Iterator[ErrorLine]:
         from rich.text import Text
 
         out = console()
-        with Live(
-            console=out, get_renderable=view.render, refresh_per_second=1 / _REFRESH, redirect_stderr=False
-        ):
+        with Live(console=out, get_renderable=view.render, refresh_per_second=1 / _REFRESH, redirect_stderr=False):
             yield lambda line: out.print(Text(line.decode(errors="replace")))
         return
 

@@ -22,9 +22,7 @@ Prefer -- COMMAND or -o FILE to a pipe: if the backup turns out to be damaged, t
 command is killed and the file never appears, while a pipe can't tell its reader."""
 
 
-@click.command(
-    cls=TailCommand, epilog=_EPILOG, short_help="Bring a backup back: to stdout, a file, or a command."
-)
+@click.command(cls=TailCommand, epilog=_EPILOG, short_help="Bring a backup back: to stdout, a file, or a command.")
 @click.argument("series", metavar="SERIES[@WHEN]")
 @click.option("-o", "--output", metavar="FILE", help="Write FILE; it appears when every byte was checked.")
 @click.option("--stream", metavar="NAME", help="Which stream, if the backup has several.")
@@ -35,9 +33,7 @@ command is killed and the file never appears, while a pipe can't tell its reader
     metavar="DURATION",
     help="How long a store that is ill or away is tried again.",
 )
-@click.option(
-    "--workers", type=click.IntRange(1, 256), help="Fetching and decoding threads.  [default: two a core]"
-)
+@click.option("--workers", type=click.IntRange(1, 256), help="Fetching and decoding threads.  [default: two a core]")
 @click.option("--quiet", "-q", is_flag=True, help="No progress and no summary; errors only.")
 @option_json("Print the result as one JSON object on stderr (stdout is data).")
 @click.pass_context
@@ -67,13 +63,9 @@ def pull(
 
     command: list[str] | None = ctx.meta[TAIL]
     if command is not None and not command:
-        raise UsageError(
-            "There is no command after --", "", "Write e.g.: backhaul pull SERIES -- pg_restore -d app"
-        )
+        raise UsageError("There is no command after --", "", "Write e.g.: backhaul pull SERIES -- pg_restore -d app")
     if command and output is not None:
-        raise UsageError(
-            "The backup can go to one place only", "both -o and -- COMMAND were given", "Leave one out."
-        )
+        raise UsageError("The backup can go to one place only", "both -o and -- COMMAND were given", "Leave one out.")
     to_terminal = not command and output in (None, "-") and sys.stdout.isatty()
     if to_terminal:
         raise UsageError(

@@ -86,9 +86,7 @@ def push(
 
     command: list[str] | None = ctx.meta[TAIL]
     if command is not None and not command:
-        raise UsageError(
-            "There is no command after --", "", "Write e.g.: backhaul push SERIES -- pg_dump -Fc app"
-        )
+        raise UsageError("There is no command after --", "", "Write e.g.: backhaul push SERIES -- pg_dump -Fc app")
     options = PushOptions(
         name=name,
         compress=compress,
@@ -128,6 +126,4 @@ def _print_summary(result: PushResult) -> None:
     )
     for destination in result.destinations:
         good = destination.state == "committed"
-        out.print(
-            Text("  ✓ " if good else "  ✗ ", style="green" if good else "red").append(destination.series, "")
-        )
+        out.print(Text("  ✓ " if good else "  ✗ ", style="green" if good else "red").append(destination.series, ""))

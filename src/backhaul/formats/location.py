@@ -39,9 +39,7 @@ def parse_location(text: str) -> Location:
     if scheme[1].lower() == "file":
         path = text[scheme.end() :]
         if not path.startswith("/"):
-            raise UsageError(
-                f"{text!r} is not a store path", "file:// needs an absolute path", "Write file:///path."
-            )
+            raise UsageError(f"{text!r} is not a store path", "file:// needs an absolute path", "Write file:///path.")
         return Location(text=text, kind="local", path=path)
     if scheme[1].lower() == "s3":
         return _parse_s3(text, text[scheme.end() :])

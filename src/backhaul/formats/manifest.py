@@ -63,9 +63,7 @@ def decode(data: bytes, *, where: str = "manifest.json", expected_id: str | None
             "Install a newer Backhaul to read this backup.",
         )
     try:
-        manifest = msgspec.convert(
-            {key: value for key, value in document.items() if key != "extra"}, Manifest
-        )
+        manifest = msgspec.convert({key: value for key, value in document.items() if key != "extra"}, Manifest)
     except msgspec.ValidationError as error:
         raise FormatError(f"{where} is not a whole manifest", str(error), _DAMAGED) from error
     if not is_backup_id(manifest.id) or (expected_id is not None and manifest.id != expected_id):
@@ -90,11 +88,7 @@ def _unknown(document: Any, known: Any) -> Any:
         pairs = {key: (value, known[key]) for key, value in document.items() if key in known}
     else:
         return {}
-    rest = (
-        {key: value for key, value in document.items() if key not in known}
-        if isinstance(document, dict)
-        else {}
-    )
+    rest = {key: value for key, value in document.items() if key not in known} if isinstance(document, dict) else {}
     for key, (theirs, ours) in pairs.items():
         inner = _unknown(theirs, ours)
         if inner:

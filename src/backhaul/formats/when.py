@@ -28,11 +28,7 @@ def parse_when(text: str) -> When:
     if is_backup_id(text):
         return When(id=text)
     try:
-        if len(text) == len("2026-11-21"):
-            day = dt.date.fromisoformat(text)
-            last = dt.datetime.combine(day, dt.time.max, tzinfo=dt.UTC)
-            return When(at=last)
-        at = dt.datetime.fromisoformat(text)
+        at = _end_of_day(text) or dt.datetime.fromisoformat(text)
     except ValueError:
         raise UsageError(
             f"{text!r} is no backup id and no time",
@@ -40,3 +36,10 @@ def parse_when(text: str) -> When:
             "Write e.g. @20261121T020000Z, @2026-11-21 or @2026-11-21T04:30.",
         ) from None
     return When(at=at if at.tzinfo is not None else at.replace(tzinfo=dt.UTC))
+
+
+def _end_of_day(text: str) -> dt.datetime | None:
+    try:
+        return dt.datetime.combine(dt.date.fromisoformat(text), dt.time.max, tzinfo=dt.UTC)
+    except ValueError:
+        return None

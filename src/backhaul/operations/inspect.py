@@ -64,9 +64,7 @@ def show_backup(reference: str) -> ShowResult:
     location, when = parse_reference(reference)
     store = open_store(location, policy=RetryPolicy(PATIENCE))
     try:
-        return ShowResult(
-            series=location.text, manifest=series.read_manifest(store, series.find_backup(store, when))
-        )
+        return ShowResult(series=location.text, manifest=series.read_manifest(store, series.find_backup(store, when)))
     finally:
         store.close()
 

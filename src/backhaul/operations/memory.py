@@ -34,9 +34,7 @@ def push_window(workers: int) -> int:
     return 2 * workers + 1
 
 
-def push_bound(
-    workers: int, setting: str, destinations: list[PartRules], stored_size: int = 0
-) -> MemoryBound:
+def push_bound(workers: int, setting: str, destinations: list[PartRules], stored_size: int = 0) -> MemoryBound:
     """Return the bound of a push.
 
     ``stored_size`` is what was stored so far: parts, and with them their buffers, grow with it

@@ -162,9 +162,7 @@ def decoded(
         return work
 
     with group:
-        for taken, kept in OrderedMap(
-            group, ranges(), make_worker, workers=workers, window=window, name="fetch"
-        ):
+        for taken, kept in OrderedMap(group, ranges(), make_worker, workers=workers, window=window, name="fetch"):
             if on_stored is not None and kept is not None and stored_pool is not None:
                 on_stored(kept[: taken.part.length])
                 stored_pool.give(kept)

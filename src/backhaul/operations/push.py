@@ -52,7 +52,7 @@ from backhaul.operations import memory, series
 from backhaul.operations.progress import DestinationProgress, PushProgress
 from backhaul.pipeline.buffers import BufferPool
 from backhaul.pipeline.ordered_map import OrderedMap
-from backhaul.pipeline.supervisor import StoppedError, Supervisor
+from backhaul.pipeline.supervisor import Supervisor
 from backhaul.pipeline.tee import PieceQueue, Tee
 from backhaul.pipeline.token_bucket import TokenBucket
 from backhaul.planning.requirement import required_destinations
@@ -166,9 +166,7 @@ def push(
     setting = compress.check_setting(options.compress)
     names.check_stream_name(options.name)
     if not destinations:
-        raise UsageError(
-            "push has no destination", "no SERIES was given", "Write: backhaul push SERIES -- COMMAND"
-        )
+        raise UsageError("push has no destination", "no SERIES was given", "Write: backhaul push SERIES -- COMMAND")
     if len(set(destinations)) != len(destinations):
         raise UsageError("push has a destination twice", ", ".join(destinations), "Name each SERIES once.")
     required = required_destinations(options.require, len(destinations))
@@ -434,9 +432,7 @@ class _Push:
                     frames=transcript.frames,
                     seek_table=transcript.seek_table,
                     producer=0,
-                    store=StoreRecord(
-                        etag=stored.etag, checksum=stored.checksum, modified=stored.modified_ns
-                    ),
+                    store=StoreRecord(etag=stored.etag, checksum=stored.checksum, modified=stored.modified_ns),
                 ),
             ),
             producers=(transcript.producer,),
@@ -468,9 +464,7 @@ class _Push:
                     # here, and ``clean`` decides when it is certain.
                     if destination.manifest_sent:
                         return
-                    if destination.writer is not None and series.owns_claim(
-                        destination.store, backup, self.claim
-                    ):
+                    if destination.writer is not None and series.owns_claim(destination.store, backup, self.claim):
                         destination.store.delete(names.object_key(backup, file))
                     series.release_claim(destination.store, backup)
             except BackhaulError:

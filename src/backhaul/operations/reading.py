@@ -58,9 +58,7 @@ class StoredStream:
         except ObjectNotFoundError as error:
             raise self.damaged(error.why or "it does not exist") from error
 
-    def decode(
-        self, part: ReadRange, stored: memoryview, out: memoryview, decompressor: FrameDecompressor
-    ) -> None:
+    def decode(self, part: ReadRange, stored: memoryview, out: memoryview, decompressor: FrameDecompressor) -> None:
         """Decode the frames of a range, side by side in ``out``, each against its checksum.
 
         Raises:
@@ -78,9 +76,7 @@ class StoredStream:
                 )
             except IntegrityError as error:
                 at = self.table.stored_offsets[frame]
-                raise self.damaged(
-                    f"frame {frame} at byte {at}: {error.what.lower()}: {error.why}"
-                ) from error
+                raise self.damaged(f"frame {frame} at byte {at}: {error.what.lower()}: {error.why}") from error
             stored_at += stored_size
             raw_at += raw_size
 
@@ -108,9 +104,7 @@ class StoredStream:
         record = self.record
         if record.codec.name == "none":
             if record.stored.size != record.raw.size:
-                raise self.damaged(
-                    "the manifest gives different raw and stored sizes for an uncompressed stream"
-                )
+                raise self.damaged("the manifest gives different raw and stored sizes for an uncompressed stream")
             return None
         position = record.seek_table
         if record.codec.name != "zstd" or position is None:
@@ -119,9 +113,7 @@ class StoredStream:
                 f"its codec is {record.codec.name!r}",
                 "Install a newer Backhaul, or decode the object with the program of that name.",
             )
-        if position.offset + position.size != record.stored.size or position.size > seekable.table_size(
-            record.frames
-        ):
+        if position.offset + position.size != record.stored.size or position.size > seekable.table_size(record.frames):
             raise self.damaged("the manifest's seek table position does not fit the object")
         content = bytearray(position.size)
         self.fetch(position.offset, memoryview(content))

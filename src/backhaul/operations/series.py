@@ -93,9 +93,7 @@ def read_manifest(store: Store, backup: str) -> Manifest:
     where = f"{store.url}/{key}"
     found = store.stat(key)
     if found is None:
-        raise BackupNotFoundError(
-            f"There is no backup {backup} in {store.url}", f"{where} does not exist", _LIST
-        )
+        raise BackupNotFoundError(f"There is no backup {backup} in {store.url}", f"{where} does not exist", _LIST)
     if found.size > manifest_format.MAX_SIZE:
         raise IntegrityError(f"{where} is not a manifest", f"it has {found.size} bytes", _LIST)
     content = bytearray(found.size)

@@ -57,9 +57,7 @@ def verify(
         for record in manifest.streams:
             found = _shallow(store, manifest, record)
             checks += found
-            if deep and all(
-                check.state != "problem" or check.check not in ("exists", "size") for check in found
-            ):
+            if deep and all(check.state != "problem" or check.check not in ("exists", "size") for check in found):
                 checks += _deep(store, manifest, record, workers or 2 * memory.default_workers(), counters)
     finally:
         store.close()
@@ -135,9 +133,7 @@ def _shallow(store: Store, manifest: Manifest, record: StreamRecord) -> list[Che
     return checks
 
 
-def _deep(
-    store: Store, manifest: Manifest, record: StreamRecord, workers: int, progress: PullProgress
-) -> list[Check]:
+def _deep(store: Store, manifest: Manifest, record: StreamRecord, workers: int, progress: PullProgress) -> list[Check]:
     key = names.object_key(manifest.id, record.object)
     raw, stored = StreamDigest(crc=False), StreamDigest()
     try:
@@ -156,9 +152,7 @@ def _deep(
     except (IntegrityError, ObjectNotFoundError, PreconditionError) as error:
         return [Check(object=key, check="content", state="problem", detail=_sentence(error))]
     return [
-        Check(
-            object=key, check="content", state="ok", detail=f"{raw.size} bytes decoded, BLAKE3 {raw.blake3}"
-        ),
+        Check(object=key, check="content", state="ok", detail=f"{raw.size} bytes decoded, BLAKE3 {raw.blake3}"),
     ]
 
 

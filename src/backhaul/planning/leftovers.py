@@ -38,11 +38,7 @@ def plan_clean(
     committed = {name.id for _, name in named if name.kind == "manifest"}
     newest: dict[str, dt.datetime] = {}
     for backup, time in [
-        *(
-            (name.id, entry.modified)
-            for entry, name in named
-            if name.id not in committed or name.kind == "claim"
-        ),
+        *((name.id, entry.modified) for entry, name in named if name.id not in committed or name.kind == "claim"),
         *((name.id, entry.last_activity) for entry, name in named_uploads),
     ]:
         newest[backup] = max(time, newest.get(backup, time))
@@ -64,15 +60,11 @@ def plan_clean(
         (remove if dead else keep).append(action)
 
     for upload, name in named_uploads:
-        reason = (
-            "unfinished upload beside a committed backup" if name.id in committed else "unfinished upload"
-        )
+        reason = "unfinished upload beside a committed backup" if name.id in committed else "unfinished upload"
         decide("upload", upload.upload.key, upload.size, name.id, upload.upload.token, reason)
     for entry, name in sorted(named, key=lambda pair: (pair[1].kind == "claim", pair[0].key)):
         if name.id not in committed:
-            decide(
-                "object", entry.key, entry.size, name.id, "", "no manifest: its run died before it committed"
-            )
+            decide("object", entry.key, entry.size, name.id, "", "no manifest: its run died before it committed")
         elif name.kind == "claim":
             decide(
                 "object",

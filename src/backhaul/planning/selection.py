@@ -15,6 +15,4 @@ def select_backup(committed: Sequence[str], when: When) -> str | None:
     if when.at is None:
         return max(committed, default=None)
     at = when.at
-    return max(
-        (i for i in committed if (start := parse_backup_id(i)) is not None and start <= at), default=None
-    )
+    return max((i for i in committed if (start := parse_backup_id(i)) is not None and start <= at), default=None)

@@ -26,9 +26,7 @@ _LONGEST_LINE = 4096
 class ExitStatus:
     """How a command ended: exactly one of ``code``, ``signal`` and ``error`` (it never started) is set."""
 
-    def __init__(
-        self, *, code: int | None = None, signal_number: int | None = None, error: str | None = None
-    ) -> None:
+    def __init__(self, *, code: int | None = None, signal_number: int | None = None, error: str | None = None) -> None:
         self.code = code
         self.signal = signal_number
         self.error = error

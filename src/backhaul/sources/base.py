@@ -74,9 +74,7 @@ def fill(descriptor: int, buffer: memoryview, group: Supervisor, name: str) -> i
         except BlockingIOError:
             continue
         except OSError as error:
-            raise SourceError(
-                f"Could not read {name}", error.strerror or str(error), "Check the producer."
-            ) from error
+            raise SourceError(f"Could not read {name}", error.strerror or str(error), "Check the producer.") from error
         if count == 0:
             break
         done += count

@@ -18,9 +18,7 @@ from backhaul.sources.base import fill
 class CommandSource:
     """Runs a command and reads its stdout. Its stdin and terminal are inherited, so it may ask for a password."""
 
-    def __init__(
-        self, arguments: Sequence[str], on_error_line: Callable[[bytes], None] | None = None
-    ) -> None:
+    def __init__(self, arguments: Sequence[str], on_error_line: Callable[[bytes], None] | None = None) -> None:
         self.name = " ".join(redact_command(arguments))
         self._arguments = arguments
         self._on_error_line = on_error_line

@@ -12,7 +12,7 @@ from typing import Protocol
 import msgspec
 
 from backhaul.errors import StoreUnavailableError
-from backhaul.model.objects import StoredObject, UnfinishedUpload, UploadedPart, Upload
+from backhaul.model.objects import StoredObject, UnfinishedUpload, Upload, UploadedPart
 
 
 class PacedBytes(Protocol):
@@ -118,7 +118,10 @@ class Store(Protocol):
         ...
 
     def list(self) -> Iterator[StoredObject]:
-        """Yield every visible object under the root, in the order of their keys."""
+        """Yield every visible object under the root, each once, in an order of the store's own.
+
+        (S3 lists by key; SeaweedFS walks its tree, where ``a/x`` comes before ``a b/x``.)
+        """
         ...
 
     def delete(self, key: str) -> None:

@@ -26,7 +26,7 @@ from backhaul.errors import (
     StoreFullError,
     StoreRefusedError,
 )
-from backhaul.model.objects import StoredObject, UnfinishedUpload, UploadedPart, Upload
+from backhaul.model.objects import StoredObject, UnfinishedUpload, Upload, UploadedPart
 from backhaul.stores.base import Body, PartRules
 
 _PARTIAL = ".partial"
@@ -131,9 +131,7 @@ class LocalStore:
             raise self._translated(error, f"Could not read {path}") from error
         try:
             if etag is not None and _etag(os.fstat(descriptor)) != etag:
-                raise PreconditionError(
-                    f"{path} was replaced", "it is another file than at the start", "Try again."
-                )
+                raise PreconditionError(f"{path} was replaced", "it is another file than at the start", "Try again.")
             done = 0
             while done < len(out):
                 count = os.preadv(descriptor, [out[done:]], offset + done)
@@ -265,9 +263,7 @@ class LocalStore:
                     if error.errno not in (errno.EPERM, errno.EOPNOTSUPP, errno.ENOSYS, errno.EMLINK):
                         raise
                     if path.exists():
-                        raise PreconditionError(
-                            f"{path} exists already", "", "Another run made it."
-                        ) from error
+                        raise PreconditionError(f"{path} exists already", "", "Another run made it.") from error
                     os.rename(upload.token, path)
                 else:
                     os.unlink(upload.token)
@@ -297,14 +293,10 @@ class LocalStore:
     def _translated(self, error: OSError, what: str) -> StoreError:
         why = os.strerror(error.errno) if error.errno else str(error)
         if error.errno in _REFUSALS:
-            return StoreRefusedError(
-                what, why, f"Check the owner, the permissions and the mount of {self.url}."
-            )
+            return StoreRefusedError(what, why, f"Check the owner, the permissions and the mount of {self.url}.")
         if error.errno in _FULL:
             free = _free_space(self._root)
-            return StoreFullError(
-                what, f"{why} ({free})", f"Make room, or push to another place than {self.url}."
-            )
+            return StoreFullError(what, f"{why} ({free})", f"Make room, or push to another place than {self.url}.")
         return StoreError(what, why, f"Check the disk that holds {self.url}.")
 
 

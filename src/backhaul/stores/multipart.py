@@ -12,7 +12,7 @@ from collections.abc import Callable
 
 from backhaul.errors import IntegrityError, StoreError
 from backhaul.formats import part_sizes
-from backhaul.model.objects import StoredObject, UploadedPart, Upload
+from backhaul.model.objects import StoredObject, Upload, UploadedPart
 from backhaul.pipeline.pool import WorkerPool
 from backhaul.pipeline.supervisor import Supervisor
 from backhaul.stores.base import PartRules, Store

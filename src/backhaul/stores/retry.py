@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import TypeVar
 
 from backhaul.errors import PreconditionError, StoreError
-from backhaul.model.objects import StoredObject, UnfinishedUpload, UploadedPart, Upload
+from backhaul.model.objects import StoredObject, UnfinishedUpload, Upload, UploadedPart
 from backhaul.stores.base import Body, BrokenReadError, Store
 
 T = TypeVar("T")

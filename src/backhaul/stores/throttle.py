@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 
-from backhaul.model.objects import StoredObject, UnfinishedUpload, UploadedPart, Upload
+from backhaul.model.objects import StoredObject, UnfinishedUpload, Upload, UploadedPart
 from backhaul.stores.base import Body, Store
 
 _CHUNK = 64 << 10

@@ -14,9 +14,7 @@ from backhaul.targets.stream import write_all
 class CommandTarget:
     """Runs a command and writes to its stdin. Unless ``commit`` is reached it is killed, never given an end."""
 
-    def __init__(
-        self, arguments: Sequence[str], on_error_line: Callable[[bytes], None] | None = None
-    ) -> None:
+    def __init__(self, arguments: Sequence[str], on_error_line: Callable[[bytes], None] | None = None) -> None:
         self.name = " ".join(redact_command(arguments))
         self._arguments = arguments
         self._on_error_line = on_error_line

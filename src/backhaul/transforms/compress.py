@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import zstandard
 
-from backhaul.errors import FormatError, IntegrityError, UsageError
+from backhaul.errors import IntegrityError, UsageError
 
 FRAME_SIZE = 4 << 20
 AUTO = "auto"
@@ -34,6 +34,7 @@ _SKIP_PARAMETERS = {**_AUTO_PARAMETERS, "target_length": 131072}
 _SAMPLE_SIZE = 16 << 10
 _SAMPLES = 4
 _WORTH_SAVING = 0.03
+_RLE_BLOCK = 1
 
 
 def check_setting(setting: str) -> str:
@@ -60,9 +61,7 @@ def codec_name(setting: str) -> str:
 
 def largest_frame(raw_size: int) -> int:
     """Return the most bytes that a frame of that many raw bytes can take (ZSTD_COMPRESSBOUND and checksum)."""
-    return (
-        raw_size + (raw_size >> 8) + (64 if raw_size >= 128 << 10 else ((128 << 10) - raw_size) // 2048 + 64)
-    )
+    return raw_size + (raw_size >> 8) + (64 if raw_size >= 128 << 10 else ((128 << 10) - raw_size) // 2048 + 64)
 
 
 def context_memory(setting: str) -> int:
@@ -111,38 +110,52 @@ class FrameDecompressor:
     def decompress_into(self, frame: memoryview, out: memoryview) -> None:
         """Decode exactly one frame that fills ``out`` exactly; its content checksum is checked.
 
-        libzstd decodes in a single pass, without an inner buffer, when it sees the whole frame and room
-        for all of it.
+        The frame's structure is measured first. libzstd's streaming interface would accept a frame that is
+        cut inside its checksum, without a word; a whole one it decodes in a single pass, straight into
+        ``out``, and compares.
 
         Raises:
-            IntegrityError: the checksum does not fit, or the frame holds fewer or more bytes than ``out``.
+            IntegrityError: the checksum does not fit, the frame is cut or continued, or holds another
+                number of bytes than ``out``.
         """
         try:
-            reader = self._decompressor.stream_reader(frame, read_across_frames=False)
-            done = 0
-            while done < len(out):
-                count = reader.readinto(out[done:])
-                if count == 0:
-                    raise IntegrityError(
-                        "A frame is too short", f"it holds {done} bytes and should hold {len(out)}"
-                    )
-                done += count
-            if reader.read(1):
-                raise IntegrityError("A frame is too long", f"it should hold {len(out)} bytes")
+            parameters = zstandard.get_frame_parameters(frame)
+            if not parameters.has_checksum or parameters.content_size != len(out):
+                raise IntegrityError(
+                    "A frame is not the one that belongs here",
+                    f"it declares {parameters.content_size} bytes, and should hold {len(out)} and a checksum",
+                )
+            length = frame_length(frame)
+            if length != len(frame):
+                raise IntegrityError("A frame is cut or continued", f"it has {len(frame)} bytes and needs {length}")
+            if len(out) == 0:
+                self._decompressor.decompress(frame)
+                return
+            count = self._decompressor.stream_reader(frame, read_across_frames=False).readinto(out)
+            if count != len(out):
+                raise IntegrityError("A frame is too short", f"it holds {count} bytes and should hold {len(out)}")
         except zstandard.ZstdError as error:
             raise IntegrityError("A frame does not decode", str(error)) from error
 
 
-def frame_content_size(frame: memoryview) -> int:
-    """Return the raw size that a frame's header declares.
+def frame_length(frame: memoryview) -> int:
+    """Return the length that a frame needs by its own block headers (RFC 8878, 3.1.1), checksum included.
+
+    The result exceeds ``len(frame)`` for a frame that is cut.
 
     Raises:
-        FormatError: there is no frame header.
+        zstandard.ZstdError: no frame begins here.
     """
-    try:
-        return zstandard.frame_content_size(frame)
-    except zstandard.ZstdError as error:
-        raise FormatError("No Zstandard frame begins here", str(error)) from error
+    position = zstandard.frame_header_size(frame)
+    checksum = 4 if frame[4] & 0x04 else 0
+    while True:
+        if position + 3 > len(frame):
+            return position + 3 + checksum
+        header = frame[position] | frame[position + 1] << 8 | frame[position + 2] << 16
+        is_last, kind, size = header & 1, header >> 1 & 3, header >> 3
+        position += 3 + (1 if kind == _RLE_BLOCK else size)
+        if is_last:
+            return position + checksum
 
 
 def _checked(parameters: dict[str, int]) -> zstandard.ZstdCompressionParameters:
@@ -152,6 +165,4 @@ def _checked(parameters: dict[str, int]) -> zstandard.ZstdCompressionParameters:
 def _parameters(setting: str) -> zstandard.ZstdCompressionParameters:
     if setting == AUTO:
         return _checked(_AUTO_PARAMETERS)
-    return zstandard.ZstdCompressionParameters.from_level(
-        int(setting), source_size=FRAME_SIZE, write_checksum=True
-    )
+    return zstandard.ZstdCompressionParameters.from_level(int(setting), source_size=FRAME_SIZE, write_checksum=True)

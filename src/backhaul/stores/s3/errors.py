@@ -55,25 +55,17 @@ def translated(error: Exception, what: str, *, bucket: str, endpoint: str) -> St
     if isinstance(error, boto.ClientError):
         return _from_reply(error, what, bucket, endpoint)
     why = _reason(error)
-    if isinstance(
-        error, boto.NoCredentialsError | boto.PartialCredentialsError | boto.CredentialRetrievalError
-    ):
+    if isinstance(error, boto.NoCredentialsError | boto.PartialCredentialsError | boto.CredentialRetrievalError):
         return StoreRefusedError(
             what, why, "Set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or a profile with AWS_PROFILE."
         )
     if isinstance(error, boto.ProfileNotFound):
-        return StoreRefusedError(
-            what, why, "Add the profile to ~/.aws/config, or name another with AWS_PROFILE."
-        )
+        return StoreRefusedError(what, why, "Add the profile to ~/.aws/config, or name another with AWS_PROFILE.")
     if isinstance(error, boto.ParamValidationError | boto.InvalidRegionError) or (
         isinstance(error, ValueError) and "endpoint" in str(error).lower()
     ):
-        return StoreRefusedError(
-            what, why, f"Check the bucket's name ({bucket}), the endpoint and the region."
-        )
-    if isinstance(
-        error, boto.EndpointConnectionError | boto.ConnectionClosedError | boto.HTTPClientError
-    ) or isinstance(error, OSError):
+        return StoreRefusedError(what, why, f"Check the bucket's name ({bucket}), the endpoint and the region.")
+    if isinstance(error, boto.EndpointConnectionError | boto.ConnectionClosedError | boto.HTTPClientError | OSError):
         return StoreUnavailableError(
             what,
             why,
@@ -89,9 +81,7 @@ def _from_reply(error: boto.ClientError, what: str, bucket: str, endpoint: str) 
     message = str(details.get("Message") or "").strip().rstrip(".")
     why = f"{endpoint} answered {status or ''} {code}".rstrip() + (f": {message}" if message else "")
     if code == "NoSuchBucket":
-        return StoreRefusedError(
-            what, why, f"Create the bucket {bucket} first, or correct the name or the endpoint."
-        )
+        return StoreRefusedError(what, why, f"Create the bucket {bucket} first, or correct the name or the endpoint.")
     if code in _CREDENTIALS:
         return StoreRefusedError(
             what,
@@ -99,9 +89,7 @@ def _from_reply(error: boto.ClientError, what: str, bucket: str, endpoint: str) 
             "Check the access key and secret (AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY, AWS_PROFILE).",
         )
     if code == "RequestTimeTooSkewed":
-        return StoreRefusedError(
-            what, why, "Set this host's clock (timedatectl): S3 refuses requests of another time."
-        )
+        return StoreRefusedError(what, why, "Set this host's clock (timedatectl): S3 refuses requests of another time.")
     if code in _PRECONDITION:
         return PreconditionError(what, why, "Another run wrote there first.")
     if code in _NOT_FOUND:

@@ -11,7 +11,7 @@ import contextlib
 import datetime as dt
 import hashlib
 from collections.abc import Iterator, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Final
 
 import boto3
 from botocore.config import Config
@@ -24,7 +24,7 @@ from backhaul.errors import (
     StoreUnavailableError,
 )
 from backhaul.model.location import Location
-from backhaul.model.objects import StoredObject, UnfinishedUpload, UploadedPart, Upload
+from backhaul.model.objects import StoredObject, UnfinishedUpload, Upload, UploadedPart
 from backhaul.stores.base import Body, BrokenReadError, PartRules
 from backhaul.stores.s3.errors import translated
 from backhaul.transforms.digest import encode_crc64nvme
@@ -35,7 +35,7 @@ if TYPE_CHECKING:
 PARALLEL_PARTS = 4
 CONNECT_TIMEOUT = 10
 READ_TIMEOUT = 60
-_CHECKSUM = "CRC64NVME"
+_CHECKSUM: Final = "CRC64NVME"
 
 
 class S3Store:
@@ -204,7 +204,7 @@ class S3Store:
                     )
                 while done < len(out):
                     try:
-                        count = body.readinto(out[done : done + _READ_SIZE])
+                        count = body.readinto(out[done : done + _READ_SIZE])  # type: ignore[arg-type]
                     except Exception as error:
                         raise BrokenReadError(done, error) from error
                     if count == 0:
@@ -215,9 +215,7 @@ class S3Store:
         """See ``Store.stat``."""
         try:
             with self._translating(f"Could not look at {self._name(key)}"):
-                reply = self._client.head_object(
-                    Bucket=self._bucket, Key=self._prefix + key, ChecksumMode="ENABLED"
-                )
+                reply = self._client.head_object(Bucket=self._bucket, Key=self._prefix + key, ChecksumMode="ENABLED")
         except ObjectNotFoundError:
             return None
         checksum = reply.get("ChecksumCRC64NVME")
@@ -272,13 +270,12 @@ class S3Store:
                 "Try again.",
             )
         if found.size != size or (
-            checksum is not None
-            and found.checksum is not None
-            and found.checksum != f"{_CHECKSUM}:{checksum}"
+            checksum is not None and found.checksum is not None and found.checksum != f"{_CHECKSUM}:{checksum}"
         ):
             raise IntegrityError(
                 f"{self._name(key)} is not what was sent",
-                f"{size} bytes with {_CHECKSUM} {checksum} were sent, the store holds {found.size} with {found.checksum}",
+                f"{size} bytes with {_CHECKSUM} {checksum} were sent,"
+                f" the store holds {found.size} with {found.checksum}",
                 "Another program writes there, or the store damages data; do not trust it with backups.",
             )
         return found
@@ -290,11 +287,7 @@ class S3Store:
         except (IntegrityError, BrokenReadError):
             raise
         except Exception as error:
-            if (
-                reading
-                and isinstance(error, ClientError)
-                and error.response["Error"]["Code"] == "InvalidRange"
-            ):
+            if reading and isinstance(error, ClientError) and error.response["Error"]["Code"] == "InvalidRange":
                 raise IntegrityError(
                     what, "the object ends before the place that was asked for", "Run: backhaul verify --deep"
                 ) from error

@@ -1,0 +1,181 @@
+"""What every store must do, as tests. A test module makes a subclass with a ``store`` fixture::
+
+    class TestMyStore(StoreConformance):
+        @pytest.fixture
+        def store(self): ...
+
+``store`` is empty and fresh for each test. ``small_part`` is the least size of a part that is not the last.
+"""
+
+from __future__ import annotations
+
+import datetime as dt
+import os
+import threading
+
+import pytest
+
+from backhaul.errors import IntegrityError, ObjectNotFoundError, PreconditionError
+from backhaul.model.objects import StoredObject, Upload, UploadedPart
+from backhaul.stores.base import Store
+from backhaul.transforms.digest import crc64nvme
+
+
+def put(store: Store, key: str, content: bytes, *, if_absent: bool = True) -> StoredObject:
+    """Store a small object."""
+    return store.put(key, content, crc64nvme(content), if_absent=if_absent)
+
+
+def read(store: Store, key: str, offset: int, length: int, etag: str | None = None) -> bytes:
+    """Read a range."""
+    out = bytearray(length)
+    store.read_into(key, offset, memoryview(out), etag=etag)
+    return bytes(out)
+
+
+class StoreConformance:
+    """The contract of ``stores.base.Store``."""
+
+    small_part = 5 << 20
+    listed = 3
+
+    def send(self, store: Store, key: str, contents: list[bytes]) -> tuple[Upload, list[UploadedPart]]:
+        """Begin an upload and send its parts."""
+        upload = store.begin(key)
+        parts = []
+        offset = 0
+        for number, content in enumerate(contents, 1):
+            parts.append(store.put_part(upload, number, offset, memoryview(content), crc64nvme(content)))
+            offset += len(content)
+        return upload, parts
+
+    def test_a_small_object_comes_back(self, store: Store) -> None:
+        """Put, stat, read whole and in part, list."""
+        content = bytes(range(256)) * 10
+        stored = put(store, "a/b c/ü.bin", content)
+        assert stored.size == len(content)
+        found = store.stat("a/b c/ü.bin")
+        assert found is not None
+        assert found.size == len(content)
+        assert found.etag == stored.etag
+        assert abs((found.modified - dt.datetime.now(dt.UTC)).total_seconds()) < 300
+        assert read(store, "a/b c/ü.bin", 0, len(content)) == content
+        assert read(store, "a/b c/ü.bin", 100, 7, found.etag) == content[100:107]
+        assert [entry.key for entry in store.list()] == ["a/b c/ü.bin"]
+
+    def test_an_empty_object_is_an_object(self, store: Store) -> None:
+        """Zero bytes are a content like any other."""
+        put(store, "x/empty", b"")
+        found = store.stat("x/empty")
+        assert found is not None
+        assert found.size == 0
+
+    def test_create_if_absent_refuses_to_replace(self, store: Store) -> None:
+        """The first one wins; replacing works when asked for."""
+        put(store, "x/claim", b"first")
+        with pytest.raises(PreconditionError):
+            put(store, "x/claim", b"second")
+        assert read(store, "x/claim", 0, 5) == b"first"
+        put(store, "x/claim", b"third", if_absent=False)
+        assert read(store, "x/claim", 0, 5) == b"third"
+
+    def test_of_many_that_create_at_once_one_wins(self, store: Store) -> None:
+        """A claim is exclusive under contention."""
+        won: list[int] = []
+        barrier = threading.Barrier(6)
+
+        def race(number: int) -> None:
+            barrier.wait()
+            try:
+                put(store, "x/claim", b"%d" % number)
+                won.append(number)
+            except PreconditionError:
+                pass
+
+        threads = [threading.Thread(target=race, args=(number,)) for number in range(6)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+        assert len(won) == 1
+        assert read(store, "x/claim", 0, 1) == b"%d" % won[0]
+
+    def test_an_upload_is_invisible_until_completed(self, store: Store) -> None:
+        """Parts in, nothing listed; complete, and all of it is there."""
+        contents = [os.urandom(self.small_part), os.urandom(self.small_part), b"tail"]
+        upload, parts = self.send(store, "x/data", contents)
+        assert store.stat("x/data") is None
+        assert list(store.list()) == []
+        pending = list(store.unfinished())
+        assert [entry.upload.key for entry in pending] == ["x/data"]
+        assert pending[0].size == sum(map(len, contents))
+        whole = b"".join(contents)
+        stored = store.complete(upload, parts, crc64nvme(whole))
+        assert stored.size == len(whole)
+        assert list(store.unfinished()) == []
+        assert read(store, "x/data", 0, len(whole)) == whole
+        edge = self.small_part - 3
+        assert read(store, "x/data", edge, 6) == whole[edge : edge + 6]
+
+    def test_a_part_sent_again_replaces_itself(self, store: Store) -> None:
+        """A retry after a lost reply does no harm."""
+        contents = [os.urandom(self.small_part), b"tail"]
+        upload, parts = self.send(store, "x/data", contents)
+        parts[0] = store.put_part(upload, 1, 0, contents[0], crc64nvme(contents[0]))
+        whole = b"".join(contents)
+        store.complete(upload, parts, crc64nvme(whole))
+        assert read(store, "x/data", 0, len(whole)) == whole
+
+    def test_an_aborted_upload_leaves_nothing(self, store: Store) -> None:
+        """Nor does aborting twice hurt."""
+        upload, _ = self.send(store, "x/data", [os.urandom(self.small_part), b"tail"])
+        store.abort(upload)
+        store.abort(upload)
+        assert list(store.unfinished()) == []
+        assert list(store.list()) == []
+
+    def test_completing_refuses_to_replace(self, store: Store) -> None:
+        """Two runs that complete the same key: the second is refused."""
+        put(store, "x/data", b"there before")
+        upload, parts = self.send(store, "x/data", [b"new"])
+        with pytest.raises(PreconditionError):
+            store.complete(upload, parts, crc64nvme(b"new"))
+        assert read(store, "x/data", 0, 12) == b"there before"
+        store.abort(upload)
+
+    def test_what_is_not_there(self, store: Store) -> None:
+        """Absence is an answer or an error of its own, never something else."""
+        assert store.stat("no/such") is None
+        with pytest.raises(ObjectNotFoundError):
+            read(store, "no/such", 0, 1)
+        store.delete("no/such")
+        assert list(store.list()) == []
+        assert list(store.unfinished()) == []
+
+    def test_an_object_that_ends_too_soon(self, store: Store) -> None:
+        """A read beyond the end is an integrity error, wherever it begins."""
+        put(store, "x/short", b"0123456789")
+        for offset in (5, 10, 11):
+            with pytest.raises(IntegrityError):
+                read(store, "x/short", offset, 6)
+
+    def test_a_replaced_object_is_noticed(self, store: Store) -> None:
+        """Reading on with the old etag is refused."""
+        old = put(store, "x/data", b"0123456789")
+        put(store, "x/data", b"abcdefghij", if_absent=False)
+        with pytest.raises(PreconditionError):
+            read(store, "x/data", 0, 10, old.etag)
+
+    def test_listing_is_complete(self, store: Store) -> None:
+        """Also across directories whose names sort around the separator, and beyond one page."""
+        keys = [f"{name}/f{i}" for name in ("a", "a b", "a-b", "ä", "b") for i in range(self.listed)]
+        for key in keys:
+            put(store, key, b"x")
+        assert sorted(entry.key for entry in store.list()) == sorted(keys)
+
+    def test_deleting(self, store: Store) -> None:
+        """One goes, the other stays."""
+        put(store, "x/a", b"a")
+        put(store, "x/b", b"b")
+        store.delete("x/a")
+        assert [entry.key for entry in store.list()] == ["x/b"]

@@ -1,0 +1,155 @@
+"""A store in memory: the contract of ``stores.base.Store`` at its shortest, and a place for tests to look into."""
+
+from __future__ import annotations
+
+import datetime as dt
+import itertools
+import threading
+from collections.abc import Iterator, Sequence
+
+import msgspec
+
+from backhaul.errors import IntegrityError, ObjectNotFoundError, PreconditionError, StoreError
+from backhaul.model.objects import StoredObject, UnfinishedUpload, Upload, UploadedPart
+from backhaul.stores.base import Body, PartRules
+from backhaul.transforms.digest import crc64nvme as checksum_of
+from backhaul.transforms.digest import encode_crc64nvme
+
+
+class _Pending(msgspec.Struct):
+    key: str
+    parts: dict[int, bytes]
+    since: dt.datetime
+
+
+class MemoryStore:
+    """Objects in a dictionary. ``objects`` and ``uploads`` may be read, and changed, by tests."""
+
+    def __init__(self, url: str = "memory:", *, parts: PartRules | None = None) -> None:
+        self.url = url
+        self.parts = parts or PartRules(buffered=True, parallel=2)
+        self.objects: dict[str, tuple[bytes, StoredObject]] = {}
+        self.uploads: dict[str, _Pending] = {}
+        self._lock = threading.Lock()
+        self._numbers = itertools.count(1)
+
+    def put(self, key: str, body: Body, crc64nvme: int, *, if_absent: bool = True) -> StoredObject:
+        """See ``Store.put``."""
+        content = _content(body)
+        _check(key, content, crc64nvme)
+        with self._lock:
+            return self._publish(key, content, if_absent=if_absent)
+
+    def begin(self, key: str) -> Upload:
+        """See ``Store.begin``."""
+        with self._lock:
+            token = f"upload-{next(self._numbers)}"
+            self.uploads[token] = _Pending(key, {}, dt.datetime.now(dt.UTC))
+        return Upload(key=key, token=token)
+
+    def put_part(self, upload: Upload, number: int, offset: int, body: Body, crc64nvme: int) -> UploadedPart:
+        """See ``Store.put_part``."""
+        content = _content(body)
+        _check(upload.key, content, crc64nvme)
+        with self._lock:
+            if upload.token not in self.uploads:
+                raise ObjectNotFoundError(f"{upload.key}: no such upload", upload.token, "")
+            self.uploads[upload.token].parts[number] = content
+        return UploadedPart(number=number, size=len(content), etag=f'"{crc64nvme:016x}"', crc64nvme=crc64nvme)
+
+    def complete(
+        self, upload: Upload, parts: Sequence[UploadedPart], crc64nvme: int, *, if_absent: bool = True
+    ) -> StoredObject:
+        """See ``Store.complete``."""
+        with self._lock:
+            pending = self.uploads.get(upload.token)
+            if pending is None:
+                found = self.objects.get(upload.key)
+                if found is not None and found[1].checksum == f"CRC64NVME:{encode_crc64nvme(crc64nvme)}":
+                    return found[1]
+                raise ObjectNotFoundError(f"{upload.key}: no such upload", upload.token, "")
+            if [part.number for part in parts] != sorted(pending.parts):
+                raise StoreError(f"{upload.key}: the parts do not fit", f"have {sorted(pending.parts)}", "")
+            content = b"".join(pending.parts[part.number] for part in parts)
+            _check(upload.key, content, crc64nvme)
+            stored = self._publish(upload.key, content, if_absent=if_absent)
+            del self.uploads[upload.token]
+            return stored
+
+    def abort(self, upload: Upload) -> None:
+        """See ``Store.abort``."""
+        with self._lock:
+            self.uploads.pop(upload.token, None)
+
+    def unfinished(self) -> Iterator[UnfinishedUpload]:
+        """See ``Store.unfinished``."""
+        with self._lock:
+            found = [
+                UnfinishedUpload(
+                    upload=Upload(key=pending.key, token=token),
+                    size=sum(map(len, pending.parts.values())),
+                    last_activity=pending.since,
+                )
+                for token, pending in self.uploads.items()
+            ]
+        yield from found
+
+    def read_into(self, key: str, offset: int, out: memoryview, *, etag: str | None = None) -> None:
+        """See ``Store.read_into``."""
+        with self._lock:
+            if key not in self.objects:
+                raise ObjectNotFoundError(f"{key} does not exist", "", "")
+            content, stored = self.objects[key]
+        if etag is not None and stored.etag != etag:
+            raise PreconditionError(f"{key} was replaced", "", "")
+        piece = content[offset : offset + len(out)]
+        if len(piece) != len(out):
+            raise IntegrityError(f"{key} is too short", f"{len(piece)} of {len(out)} bytes")
+        out[:] = piece
+
+    def stat(self, key: str) -> StoredObject | None:
+        """See ``Store.stat``."""
+        with self._lock:
+            found = self.objects.get(key)
+        return found[1] if found else None
+
+    def list(self) -> Iterator[StoredObject]:
+        """See ``Store.list``."""
+        with self._lock:
+            found = [stored for _, (_, stored) in sorted(self.objects.items())]
+        yield from found
+
+    def delete(self, key: str) -> None:
+        """See ``Store.delete``."""
+        with self._lock:
+            self.objects.pop(key, None)
+
+    def close(self) -> None:
+        """See ``Store.close``."""
+
+    def _publish(self, key: str, content: bytes, *, if_absent: bool) -> StoredObject:
+        if if_absent and key in self.objects:
+            raise PreconditionError(f"{key} exists already", "", "")
+        stored = StoredObject(
+            key=key,
+            size=len(content),
+            modified=dt.datetime.now(dt.UTC),
+            etag=f'"{next(self._numbers)}"',
+            checksum=f"CRC64NVME:{encode_crc64nvme(checksum_of(content))}",
+        )
+        self.objects[key] = (content, stored)
+        return stored
+
+
+def _content(body: Body) -> bytes:
+    if isinstance(body, bytes | bytearray | memoryview):
+        return bytes(body)
+    pieces = []
+    while piece := body.read(1 << 20):
+        pieces.append(bytes(piece))
+    return b"".join(pieces)
+
+
+def _check(key: str, content: bytes, crc64nvme: int) -> None:
+    if checksum_of(content) != crc64nvme:
+        raise StoreError(f"{key}: bad checksum", "the bytes do not fit their CRC64NVME", "")

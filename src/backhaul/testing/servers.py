@@ -1,0 +1,328 @@
+"""Real servers for tests: on free ports of the loopback, in a directory of their own, ended by their own id.
+
+A missing program is an error (``ServerError``), never a skipped test.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import http.client
+import json
+import os
+import pwd
+import random
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+
+ACCESS_KEY = "backhaul-test-key"
+SECRET_KEY = "backhaul-test-secret"
+_START_TIMEOUT = 60.0
+
+
+class ServerError(Exception):
+    """A server is not installed, or did not start; with its own last words."""
+
+
+def free_ports(count: int) -> list[int]:
+    """Return ports that nothing listens on, below the range that outgoing connections are given."""
+    sockets: list[socket.socket] = []
+    try:
+        while len(sockets) < count:
+            candidate = socket.socket()
+            try:
+                candidate.bind(("127.0.0.1", random.randint(15_000, 32_000)))
+            except OSError:
+                candidate.close()
+                continue
+            sockets.append(candidate)
+        return [int(s.getsockname()[1]) for s in sockets]
+    finally:
+        for opened in sockets:
+            opened.close()
+
+
+def tool(name: str) -> str:
+    """Return the path of a program of this Python environment or of the PATH.
+
+    Raises:
+        ServerError: it is not installed.
+    """
+    beside = Path(sys.executable).with_name(name)
+    found = str(beside) if beside.exists() else shutil.which(name)
+    if found is None:
+        raise ServerError(f"{name} is not installed; `make test` installs everything that the tests talk to")
+    return found
+
+
+class SeaweedFS:
+    """A SeaweedFS with its S3 gateway, from the wheel: one process with master, volume and filer inside."""
+
+    def __init__(self, directory: Path) -> None:
+        self.directory = directory
+        self.port = 0
+        self._process: subprocess.Popen[bytes] | None = None
+
+    @property
+    def endpoint(self) -> str:
+        """The S3 endpoint's URL."""
+        return f"http://127.0.0.1:{self.port}"
+
+    @property
+    def pid(self) -> int:
+        """The server's process id."""
+        assert self._process is not None
+        return self._process.pid
+
+    @property
+    def environment(self) -> dict[str, str]:
+        """What a program's environment needs to talk to this server."""
+        return {
+            "AWS_ACCESS_KEY_ID": ACCESS_KEY,
+            "AWS_SECRET_ACCESS_KEY": SECRET_KEY,
+            "AWS_ENDPOINT_URL": self.endpoint,
+            "AWS_REGION": "us-east-1",
+            "AWS_DEFAULT_REGION": "us-east-1",
+            "AWS_EC2_METADATA_DISABLED": "true",
+        }
+
+    def start(self) -> None:
+        """Start it, on new ports, over the directory's data; wait until it answers.
+
+        Raises:
+            ServerError: it did not come up.
+        """
+        for last in (False, False, True):
+            try:
+                self._start_once()
+                return
+            except ServerError:
+                self.kill()
+                if last:  # the ports may have been taken between the choice and the start
+                    raise
+
+    def _start_once(self) -> None:
+        self.directory.mkdir(parents=True, exist_ok=True)
+        identities = {
+            "identities": [
+                {
+                    "name": "test",
+                    "credentials": [{"accessKey": ACCESS_KEY, "secretKey": SECRET_KEY}],
+                    "actions": ["Admin", "Read", "Write", "List", "Tagging"],
+                }
+            ]
+        }
+        config = self.directory / "s3.json"
+        config.write_text(json.dumps(identities))
+        data = self.directory / "data"
+        data.mkdir(exist_ok=True)
+        names = ["s3", "master", "volume", "filer"]
+        ports = free_ports(2 * len(names) + 2)
+        self.port = ports[0]
+        flags = [f"-{name}.port={ports[2 * i]}" for i, name in enumerate(names)]
+        flags += [f"-{name}.port.grpc={ports[2 * i + 1]}" for i, name in enumerate(names)]
+        flags += [f"-s3.port.iceberg={ports[-2]}", f"-s3.port.lance={ports[-1]}"]
+        with open(self.directory / "log", "ab") as log:
+            self._process = subprocess.Popen(
+                [
+                    tool("weed"),
+                    "-logtostderr",
+                    "server",
+                    "-ip=127.0.0.1",
+                    "-ip.bind=127.0.0.1",
+                    f"-dir={data}",
+                    "-master.volumeSizeLimitMB=1024",
+                    "-master.telemetry=false",
+                    "-volume.max=100",
+                    "-s3",
+                    "-filer",
+                    f"-s3.config={config}",
+                    *flags,
+                ],
+                stdout=log,
+                stderr=log,
+                stdin=subprocess.DEVNULL,
+            )
+        deadline = time.monotonic() + _START_TIMEOUT
+        while not self._ready():
+            if self._process.poll() is not None or time.monotonic() > deadline:
+                lines = (self.directory / "log").read_text(errors="replace").splitlines()[-15:]
+                raise ServerError("SeaweedFS did not start:\n" + "\n".join(lines))
+            time.sleep(0.1)
+
+    def _ready(self) -> bool:
+        """Tell whether the server takes an object, not only a connection: volumes come up last."""
+        import boto3
+        from botocore.config import Config
+        from botocore.exceptions import BotoCoreError, ClientError
+
+        connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=2)
+        try:
+            connection.request("GET", "/")
+            connection.getresponse().read()
+        except OSError:
+            return False
+        finally:
+            connection.close()
+        client = boto3.client(
+            "s3",
+            endpoint_url=self.endpoint,
+            aws_access_key_id=ACCESS_KEY,
+            aws_secret_access_key=SECRET_KEY,
+            region_name="us-east-1",
+            config=Config(retries={"total_max_attempts": 1}, connect_timeout=2, read_timeout=5),
+        )
+        try:
+            with contextlib.suppress(client.exceptions.BucketAlreadyOwnedByYou, client.exceptions.BucketAlreadyExists):
+                client.create_bucket(Bucket="ready")
+            client.put_object(Bucket="ready", Key="probe", Body=b"x")
+            client.delete_object(Bucket="ready", Key="probe")
+        except (BotoCoreError, ClientError):
+            return False
+        finally:
+            client.close()
+        return True
+
+    def stop(self) -> None:
+        """End it, in order."""
+        self._end(signal.SIGTERM)
+
+    def kill(self) -> None:
+        """End it as a power cut would."""
+        self._end(signal.SIGKILL)
+
+    def suspend(self) -> None:
+        """Stop it in its tracks: connections stay open and nothing answers."""
+        os.kill(self.pid, signal.SIGSTOP)
+
+    def resume(self) -> None:
+        """Let it go on."""
+        os.kill(self.pid, signal.SIGCONT)
+
+    def _end(self, number: int) -> None:
+        if self._process is None:
+            return
+        process, self._process = self._process, None
+        process.send_signal(number)
+        try:
+            process.wait(10)
+        except subprocess.TimeoutExpired:
+            process.kill()
+            process.wait()
+
+
+@contextlib.contextmanager
+def seaweedfs(directory: Path) -> Iterator[SeaweedFS]:
+    """Run a SeaweedFS over a directory while the block runs."""
+    server = SeaweedFS(directory)
+    server.start()
+    try:
+        yield server
+    finally:
+        server.kill()
+
+
+class PostgreSQL:
+    """A PostgreSQL server from Debian's packages, in a cluster of its own, on a socket of its own.
+
+    When root it runs as the account ``postgres``: servers refuse to run as root.
+    """
+
+    def __init__(self) -> None:
+        self._directory = Path(tempfile.mkdtemp(prefix="backhaul-pg-"))
+        self._account = pwd.getpwnam("postgres") if os.geteuid() == 0 else None
+        self._process: subprocess.Popen[bytes] | None = None
+        self.port = free_ports(1)[0]
+
+    @property
+    def environment(self) -> dict[str, str]:
+        """What libpq's programs need to talk to this server."""
+        return {"PGHOST": str(self._directory), "PGPORT": str(self.port), "PGUSER": "postgres"}
+
+    @staticmethod
+    def program(name: str) -> str:
+        """Return the path of a server or client program, of the newest installed version.
+
+        Raises:
+            ServerError: it is not installed.
+        """
+        found = sorted(Path("/usr/lib/postgresql").glob(f"*/bin/{name}"), key=lambda p: int(p.parts[-3]))
+        if not found:
+            raise ServerError(f"PostgreSQL's {name} is not installed: apt-get install postgresql")
+        return str(found[-1])
+
+    def start(self) -> None:
+        """Make the cluster and start the server.
+
+        Raises:
+            ServerError: it is not installed, or did not come up.
+        """
+        data = self._directory / "data"
+        if self._account is not None:
+            os.chown(self._directory, self._account.pw_uid, self._account.pw_gid)
+        self._run(self.program("initdb"), "-D", str(data), "-U", "postgres", "-A", "trust", "-E", "UTF8", "--no-sync")
+        with open(self._directory / "log", "wb") as log:
+            self._process = subprocess.Popen(
+                [
+                    self.program("postgres"),
+                    "-D",
+                    str(data),
+                    "-k",
+                    str(self._directory),
+                    "-p",
+                    str(self.port),
+                    "-c",
+                    "listen_addresses=",
+                    "-c",
+                    "fsync=off",
+                ],
+                stdout=log,
+                stderr=log,
+                stdin=subprocess.DEVNULL,
+                **self._as_account(),
+            )
+        deadline = time.monotonic() + _START_TIMEOUT
+        while subprocess.run(
+            [self.program("pg_isready"), "-q"], env={**os.environ, **self.environment}, check=False
+        ).returncode:
+            if self._process.poll() is not None or time.monotonic() > deadline:
+                raise ServerError("PostgreSQL did not start:\n" + (self._directory / "log").read_text(errors="replace"))
+            time.sleep(0.05)
+
+    def sql(self, statement: str, database: str = "postgres") -> str:
+        """Run a statement by psql and return its rows as text, columns split by ``|``."""
+        return subprocess.run(
+            [self.program("psql"), "-X", "-q", "-A", "-t", "-v", "ON_ERROR_STOP=1", "-d", database, "-f", "-"],
+            input=statement,
+            env={**os.environ, **self.environment},
+            check=True,
+            capture_output=True,
+            text=True,
+        ).stdout.strip()
+
+    def stop(self) -> None:
+        """End the server and remove its cluster."""
+        if self._process is not None:
+            self._process.send_signal(signal.SIGINT)
+            try:
+                self._process.wait(20)
+            except subprocess.TimeoutExpired:
+                self._process.kill()
+                self._process.wait()
+        shutil.rmtree(self._directory, ignore_errors=True)
+
+    def _as_account(self) -> Mapping[str, object]:
+        if self._account is None:
+            return {}
+        return {"user": self._account.pw_uid, "group": self._account.pw_gid, "extra_groups": []}
+
+    def _run(self, *command: str) -> None:
+        done = subprocess.run(command, capture_output=True, text=True, check=False, cwd="/", **self._as_account())
+        if done.returncode:
+            raise ServerError(f"{command[0]} failed: {done.stderr}")

@@ -1,0 +1,133 @@
+"""Fixtures: real servers, and the command line as a process of its own."""
+
+from __future__ import annotations
+
+import itertools
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import boto3
+import msgspec
+import pytest
+
+from backhaul.testing.servers import PostgreSQL, SeaweedFS, seaweedfs
+
+_numbers = itertools.count(1)
+
+
+@pytest.fixture(scope="session")
+def seaweed(tmp_path_factory: pytest.TempPathFactory) -> Iterator[SeaweedFS]:
+    """One SeaweedFS for the tests of this process; never killed by a test (those start their own)."""
+    with seaweedfs(tmp_path_factory.mktemp("seaweed")) as server:
+        yield server
+
+
+@pytest.fixture(scope="session")
+def postgres() -> Iterator[PostgreSQL]:
+    server = PostgreSQL()
+    try:
+        server.start()
+        yield server
+    finally:
+        server.stop()
+
+
+@pytest.fixture
+def s3_environment(seaweed: SeaweedFS, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name, value in seaweed.environment.items():
+        monkeypatch.setenv(name, value)
+
+
+@pytest.fixture
+def s3(seaweed: SeaweedFS) -> Iterator[Any]:
+    """A plain client, to look at the store from outside."""
+    client = boto3.client(
+        "s3",
+        endpoint_url=seaweed.endpoint,
+        aws_access_key_id=seaweed.environment["AWS_ACCESS_KEY_ID"],
+        aws_secret_access_key=seaweed.environment["AWS_SECRET_ACCESS_KEY"],
+        region_name="us-east-1",
+    )
+    yield client
+    client.close()
+
+
+@pytest.fixture
+def bucket(s3: Any) -> str:
+    name = f"bucket-{os.getpid()}-{next(_numbers)}"
+    s3.create_bucket(Bucket=name)
+    return name
+
+
+class Result(msgspec.Struct):
+    code: int
+    out: bytes
+    err: str
+
+    @property
+    def json(self) -> Any:
+        return json.loads(self.out)
+
+
+class Cli:
+    """Runs ``backhaul`` as users do: another process, its real stdin, stdout and stderr."""
+
+    def __init__(self, environment: dict[str, str], directory: Path) -> None:
+        self.environment = environment
+        self.directory = directory
+
+    def start(self, *arguments: str, env: dict[str, str] | None = None, **options: Any) -> subprocess.Popen[bytes]:
+        options.setdefault("stdin", subprocess.DEVNULL)
+        options.setdefault("stdout", subprocess.PIPE)
+        options.setdefault("stderr", subprocess.PIPE)
+        return subprocess.Popen(
+            [sys.executable, "-W", "error", "-m", "backhaul", *arguments],
+            env={**self.environment, **(env or {})},
+            cwd=self.directory,
+            **options,
+        )
+
+    def __call__(
+        self,
+        *arguments: str,
+        input: bytes | None = None,
+        env: dict[str, str] | None = None,
+        timeout: float = 120,
+    ) -> Result:
+        process = self.start(*arguments, env=env, stdin=subprocess.PIPE if input is not None else subprocess.DEVNULL)
+        out, err = process.communicate(input, timeout)
+        return Result(process.returncode, out, err.decode())
+
+    def ok(self, *arguments: str, input: bytes | None = None, env: dict[str, str] | None = None) -> Result:
+        result = self(*arguments, input=input, env=env)
+        assert result.code == 0, result.err
+        return result
+
+
+@pytest.fixture
+def local_cli(tmp_path: Path) -> Cli:
+    """The command line with no S3 settings at all."""
+    clean = {k: v for k, v in os.environ.items() if not k.startswith(("AWS_", "PG"))}
+    return Cli(
+        {**clean, "AWS_EC2_METADATA_DISABLED": "true", "AWS_CONFIG_FILE": "/dev/null", "HOME": str(tmp_path)}, tmp_path
+    )
+
+
+@pytest.fixture
+def cli(local_cli: Cli, seaweed: SeaweedFS) -> Cli:
+    """The command line set up for the test server."""
+    return Cli({**local_cli.environment, **seaweed.environment}, local_cli.directory)
+
+
+def open_uploads(s3: Any, bucket: str) -> Sequence[Any]:
+    return s3.list_multipart_uploads(Bucket=bucket).get("Uploads", [])  # type: ignore[no-any-return]
+
+
+def keys(s3: Any, bucket: str, prefix: str = "") -> list[str]:
+    pages = s3.get_paginator("list_objects_v2").paginate(Bucket=bucket, Prefix=prefix)
+    return [entry["Key"] for page in pages for entry in page.get("Contents", [])]

@@ -1,0 +1,127 @@
+"""The pure decisions."""
+
+from __future__ import annotations
+
+import datetime as dt
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from backhaul.errors import UsageError
+from backhaul.formats.seekable import SeekTable
+from backhaul.formats.when import When
+from backhaul.model.objects import StoredObject, UnfinishedUpload, Upload
+from backhaul.planning.leftovers import plan_clean
+from backhaul.planning.read_ranges import framed_ranges, plain_ranges
+from backhaul.planning.requirement import required_destinations
+from backhaul.planning.selection import select_backup
+
+pytestmark = pytest.mark.unit
+
+NOW = dt.datetime(2026, 11, 21, 12, tzinfo=dt.UTC)
+IDS = ["20261119T020000Z", "20261120T020000Z", "20261121T020000Z"]
+
+
+@given(
+    st.lists(st.tuples(st.integers(1, 100), st.integers(0, 100)), max_size=40),
+    st.integers(1, 300),
+    st.integers(1, 300),
+)
+def test_framed_ranges_cover_everything_once(frames: list[tuple[int, int]], stored: int, raw: int) -> None:
+    table = SeekTable()
+    for frame in frames:
+        table.append(*frame)
+    ranges = list(framed_ranges(table, stored, raw))
+    offset = raw_offset = frame_number = 0
+    for part in ranges:
+        assert (part.offset, part.raw_offset, part.first_frame) == (offset, raw_offset, frame_number)
+        assert part.frames >= 1
+        assert part.frames == 1 or (part.length <= stored and part.raw_length <= raw)
+        offset += part.length
+        raw_offset += part.raw_length
+        frame_number += part.frames
+    assert (offset, raw_offset, frame_number) == (table.stored_size, table.raw_size, len(table))
+
+
+@given(st.integers(0, 10_000), st.integers(1, 999))
+def test_plain_ranges_cover_everything_once(size: int, most: int) -> None:
+    end = 0
+    for part in plain_ranges(size, most):
+        assert part.offset == part.raw_offset == end
+        assert 0 < part.length == part.raw_length <= most
+        end += part.length
+    assert end == size
+
+
+def test_selection() -> None:
+    assert select_backup(IDS[::-1], When()) == IDS[-1]
+    assert select_backup([], When()) is None
+    assert select_backup(IDS, When(id=IDS[1])) == IDS[1]
+    assert select_backup(IDS, When(id="20200101T000000Z")) is None
+    at = dt.datetime(2026, 11, 20, 2, 0, 0, tzinfo=dt.UTC)
+    assert select_backup(IDS, When(at=at)) == IDS[1]
+    assert select_backup(IDS, When(at=at - dt.timedelta(seconds=1))) == IDS[0]
+    assert select_backup(IDS, When(at=dt.datetime(2020, 1, 1, tzinfo=dt.UTC))) is None
+
+
+def test_requirement() -> None:
+    assert required_destinations("all", 3) == 3
+    assert required_destinations("any", 3) == 1
+    assert required_destinations("2", 3) == 2
+    for wrong in ("0", "4", "most", "", "-1"):
+        with pytest.raises(UsageError):
+            required_destinations(wrong, 3)
+
+
+def an_object(key: str, hours: float, size: int = 10) -> StoredObject:
+    return StoredObject(key=key, size=size, modified=NOW - dt.timedelta(hours=hours))
+
+
+def an_upload(key: str, hours: float, token: str = "t") -> UnfinishedUpload:
+    return UnfinishedUpload(upload=Upload(key=key, token=token), size=5, last_activity=NOW - dt.timedelta(hours=hours))
+
+
+def planned(objects: list[StoredObject], uploads: list[UnfinishedUpload]) -> tuple[list[str], list[str]]:
+    remove, keep = plan_clean(objects, uploads, now=NOW, older_than=24 * 3600)
+    return [f"{a.kind} {a.key}" for a in remove], [f"{a.kind} {a.key}" for a in keep]
+
+
+def test_clean_leaves_committed_backups_alone() -> None:
+    remove, keep = planned([an_object(f"{IDS[0]}/data.zst", 99), an_object(f"{IDS[0]}/manifest.json", 99)], [])
+    assert (remove, keep) == ([], [])
+
+
+def test_clean_takes_dead_runs_claims_last() -> None:
+    remove, _ = planned(
+        [an_object(f"{IDS[0]}/claim.json", 60), an_object(f"{IDS[0]}/data.zst", 50)],
+        [an_upload(f"{IDS[0]}/other.zst", 55)],
+    )
+    assert remove == [f"upload {IDS[0]}/other.zst", f"object {IDS[0]}/data.zst", f"object {IDS[0]}/claim.json"]
+
+
+def test_clean_spares_a_run_whose_upload_is_still_fed() -> None:
+    remove, keep = planned([an_object(f"{IDS[0]}/claim.json", 60)], [an_upload(f"{IDS[0]}/data.zst", 1)])
+    assert remove == []
+    assert keep == [f"upload {IDS[0]}/data.zst", f"object {IDS[0]}/claim.json"]
+
+
+def test_clean_takes_the_claim_of_a_committed_backup() -> None:
+    remove, keep = planned(
+        [
+            an_object(f"{IDS[0]}/claim.json", 30),
+            an_object(f"{IDS[0]}/data.zst", 25),
+            an_object(f"{IDS[0]}/manifest.json", 1),
+        ],
+        [],
+    )
+    assert remove == [f"object {IDS[0]}/claim.json"]
+    assert keep == []
+
+
+def test_clean_does_not_know_other_names() -> None:
+    remove, keep = planned(
+        [an_object("notes.txt", 99), an_object(f"{IDS[0]}/sub/data.zst", 99), an_object("x/data.zst", 99)],
+        [an_upload("other/upload.bin", 99)],
+    )
+    assert (remove, keep) == ([], [])
