@@ -104,6 +104,10 @@ class StoreUnavailableError(StoreError):
     transient = True
 
 
+class StoreUnreachableError(StoreUnavailableError):
+    """No connection came about at all: nothing is known of the store, not even whether it exists."""
+
+
 class StoreFullError(StoreError):
     """There is no room left."""
 

@@ -6,6 +6,8 @@ Python, boto3 and their like take ``BASE``; everything else is buffers with a fi
 
 from __future__ import annotations
 
+import contextlib
+import ctypes
 import os
 import resource
 
@@ -22,6 +24,21 @@ QUEUE_BYTES = 16 << 20
 # One range of a pull: what one request fetches, and what that may decode to.
 RANGE_STORED = 8 << 20
 RANGE_RAW = 16 << 20
+
+
+_M_MMAP_THRESHOLD = -3
+_MMAP_THRESHOLD = 1 << 20
+
+
+def settle_allocator() -> None:
+    """Have glibc take every piece of a megabyte or more from the kernel, and give it back when it is freed.
+
+    By itself glibc moves that threshold up as it goes, keeps large pieces in per-thread heaps, and, since a
+    frame is allocated at its largest and then shrunk, fragments them: 10 GB of dump took 550 MB instead of
+    the formula's 260. It is a setting of the whole process; other C libraries do not know it.
+    """
+    with contextlib.suppress(OSError, AttributeError):
+        ctypes.CDLL(None).mallopt(_M_MMAP_THRESHOLD, _MMAP_THRESHOLD)
 
 
 def default_workers() -> int:

@@ -69,6 +69,7 @@ def pull(
         StoreError: the store could not be read.
     """
     clock = time.monotonic()
+    memory.settle_allocator()
     location, when = parse_reference(reference)
     group = Supervisor("pull", grace=2.0)
     store = open_store(location, policy=RetryPolicy(options.patience, sleep=group.sleep))

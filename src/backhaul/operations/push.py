@@ -65,7 +65,7 @@ from backhaul.transforms import compress
 from backhaul.transforms.digest import StreamDigest, encode_crc64nvme
 
 MARKER_WINDOW = 4 << 10
-# At the start nothing is lost yet by failing: say soon what is wrong.
+# At the start nothing is lost yet by failing: say soon that nobody is there.
 START_PATIENCE = 3.0
 # While cleaning up after a failure a dead store must not hold the process for long.
 CLEANUP_PATIENCE = 2.0
@@ -203,7 +203,7 @@ class _Push:
             throttle = TokenBucket(options.limit, sleep=self.group.sleep).take
         self.destinations: list[_Destination] = []
         for text in destinations:
-            policy = RetryPolicy(START_PATIENCE, sleep=self.group.sleep)
+            policy = RetryPolicy(options.patience, min(START_PATIENCE, options.patience), sleep=self.group.sleep)
             store = open_store(parse_location(text), policy=policy, throttle=throttle)
             self.destinations.append(_Destination(text, store, policy))
         progress.destinations = [destination.progress for destination in self.destinations]
@@ -214,6 +214,7 @@ class _Push:
 
     def run(self) -> PushResult:
         clock = time.monotonic()
+        memory.settle_allocator()
         try:
             self.source.check()
             self.started = self._claim()
@@ -240,7 +241,7 @@ class _Push:
             if self._claim_at(names.backup_id(start), claim):
                 self.claim = claim
                 for destination in self.living:
-                    destination.policy.patience = self.options.patience
+                    destination.policy.reach_patience = self.options.patience
                     destination.progress.state = "sending"
                 return start
             # Another run began in this second. Ids tell seconds apart, so this one begins in the next.
@@ -451,7 +452,7 @@ class _Push:
         """Take back what uncommitted destinations hold, side by side, as far as their stores can be reached."""
 
         def clean(destination: _Destination) -> None:
-            destination.policy.patience = CLEANUP_PATIENCE
+            destination.policy.patience = destination.policy.reach_patience = CLEANUP_PATIENCE
             destination.policy.sleep = time.sleep
             backup = getattr(self, "id", None)
             try:

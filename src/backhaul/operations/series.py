@@ -47,11 +47,14 @@ def take_claim(store: Store, backup: str, claim: Claim) -> bool:
     read-only disks before the dump begins.
     """
     body = msgspec.json.encode(claim)
-    if store.stat(names.object_key(backup, names.MANIFEST)) is not None:
-        return False
     try:
         store.put(names.object_key(backup, names.CLAIM), body, crc64nvme(body), if_absent=True)
     except PreconditionError:
+        return False
+    # Asked only now: a run that committed this id in between has released its claim, and whoever looks
+    # for its manifest before claiming may look too early.
+    if store.stat(names.object_key(backup, names.MANIFEST)) is not None:
+        release_claim(store, backup)
         return False
     return True
 

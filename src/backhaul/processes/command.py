@@ -146,6 +146,7 @@ class Command:
         if self._status is None:
             self._status = self._read_end()
             self._guardian.wait()
+            self._status_file.close()
             # Something that the command left running may hold its stderr open: its last words are in by then.
             self._error_thread.join(timeout=2.0)
         return self._status
@@ -193,10 +194,12 @@ class Command:
         if line[0] == b"error":
             self._status = ExitStatus(error=line[2].decode(errors="replace").strip())
             self._guardian.wait()
+            self._status_file.close()
         elif line[0] != b"started":
             self._status = ExitStatus(error="its guardian process ended at once")
             self._guardian.kill()
             self._guardian.wait()
+            self._status_file.close()
 
     def _read_end(self) -> ExitStatus:
         kind, _, number = self._status_file.readline().strip().partition(b" ")

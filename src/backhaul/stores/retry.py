@@ -11,7 +11,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from typing import TypeVar
 
-from backhaul.errors import PreconditionError, StoreError
+from backhaul.errors import PreconditionError, StoreError, StoreUnreachableError
 from backhaul.model.objects import StoredObject, UnfinishedUpload, Upload, UploadedPart
 from backhaul.stores.base import Body, BrokenReadError, Store
 
@@ -26,6 +26,7 @@ class RetryPolicy:
 
     Args:
         patience: seconds from an operation's first failure after which the next one is final.
+        reach_patience: the same while no connection comes about at all; None for ``patience``.
         sleep: waits; raises to give up at once (a stopped run).
         clock: monotonic seconds.
         jitter: a number in [0, 1).
@@ -34,12 +35,14 @@ class RetryPolicy:
     def __init__(
         self,
         patience: float,
+        reach_patience: float | None = None,
         *,
         sleep: Callable[[float], None] = time.sleep,
         clock: Callable[[], float] = time.monotonic,
         jitter: Callable[[], float] = random.random,
     ) -> None:
         self.patience = patience
+        self.reach_patience = patience if reach_patience is None else reach_patience
         self.sleep = sleep
         self.clock = clock
         self.jitter = jitter
@@ -146,7 +149,9 @@ class RetryingStore:
                     reached, first_failure, pause = progress(), None, FIRST_PAUSE
                 first_failure = now if first_failure is None else first_failure
                 delay = pause * (0.5 + policy.jitter())
-                if now + delay - first_failure > policy.patience:
+                unreachable = isinstance(error, StoreUnreachableError)
+                patience = policy.reach_patience if unreachable else policy.patience
+                if now + delay - first_failure > patience:
                     raise
             self.retries += 1
             policy.sleep(delay)

@@ -10,6 +10,7 @@ from backhaul.errors import (
     StoreError,
     StoreRefusedError,
     StoreUnavailableError,
+    StoreUnreachableError,
 )
 
 _NOT_FOUND = {"NoSuchKey", "404", "NotFound", "NoSuchUpload"}
@@ -65,12 +66,12 @@ def translated(error: Exception, what: str, *, bucket: str, endpoint: str) -> St
         isinstance(error, ValueError) and "endpoint" in str(error).lower()
     ):
         return StoreRefusedError(what, why, f"Check the bucket's name ({bucket}), the endpoint and the region.")
-    if isinstance(error, boto.EndpointConnectionError | boto.ConnectionClosedError | boto.HTTPClientError | OSError):
-        return StoreUnavailableError(
-            what,
-            why,
-            f"Check that {endpoint} is the right address, that it runs, and that this host reaches it.",
+    if isinstance(error, boto.EndpointConnectionError | boto.ConnectTimeoutError | boto.ProxyConnectionError):
+        return StoreUnreachableError(
+            what, why, f"Check that {endpoint} is the right address, that it runs, and that this host reaches it."
         )
+    if isinstance(error, boto.ConnectionClosedError | boto.HTTPClientError | OSError):
+        return StoreUnavailableError(what, why, f"Check {endpoint} and the network between; then try again.")
     return StoreError(what, why, "This was not expected; if it happens again, report it with this message.")
 
 

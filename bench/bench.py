@@ -1,0 +1,268 @@
+"""``make bench``: push and pull against the tools that a person would pick, on the same server, in the same run.
+
+The ways alternate, round by round, so that a noisy neighbour hits all of them; what counts is each way's
+median and the ratios. ``--write`` puts the tables into docs/BENCHMARKS.md.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import datetime as dt
+import os
+import platform
+import shutil
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import boto3
+import msgspec
+
+from backhaul.formats.quantities import format_size
+from backhaul.testing.data import dump_text, random_bytes
+from backhaul.testing.servers import ACCESS_KEY, SECRET_KEY, free_ports, seaweedfs, tool
+
+BUCKET = "bench"
+ROOT = Path(__file__).resolve().parent.parent
+PAGE = ROOT / "docs" / "BENCHMARKS.md"
+
+
+class Way(msgspec.Struct, frozen=True):
+    """One way to do it: a shell command that reads stdin (push) or writes stdout (pull)."""
+
+    name: str
+    push: str
+    pull: str
+    slow: bool = False
+
+
+class Run(msgspec.Struct, frozen=True):
+    """One measured run: wall and CPU seconds, and the peak memory of its largest process."""
+
+    wall: float
+    cpu: float
+    memory: int
+
+
+def ways(endpoint: str, key_prefix: str) -> list[Way]:
+    """Return ours first, then the peers, each with its own object."""
+    backhaul = f"{sys.executable} -m backhaul"
+    s5 = f"{tool('s5cmd')} --endpoint-url {endpoint}"
+    rclone = (
+        f"{tool('rclone')} --config /dev/null --s3-provider Other --s3-env-auth --s3-endpoint {endpoint} "
+        "--s3-force-path-style --s3-use-multipart-etag false --s3-no-check-bucket"
+    )
+    aws = f"{tool('aws')} --endpoint-url {endpoint}"
+    zstd = tool("zstd")
+    at = f"s3://{BUCKET}/{key_prefix}"
+    return [
+        Way("backhaul", f"{backhaul} push -q {at}-backhaul", f"{backhaul} pull -q {at}-backhaul"),
+        Way("zstd -1 -T0, s5cmd", f"{zstd} -q -1 -T0 | {s5} pipe {at}-s5.zst", f"{s5} cat {at}-s5.zst | {zstd} -q -d"),
+        Way(
+            "zstd -1 -T0, rclone",
+            f"{zstd} -q -1 -T0 | {rclone} rcat :s3:{BUCKET}/{key_prefix}-rclone.zst",
+            f"{rclone} cat :s3:{BUCKET}/{key_prefix}-rclone.zst | {zstd} -q -d",
+        ),
+        Way(
+            "zstd -1 -T0, aws s3 cp",
+            f"{zstd} -q -1 -T0 | {aws} s3 cp - {at}-aws.zst",
+            f"{aws} s3 cp {at}-aws.zst - | {zstd} -q -d",
+        ),
+        Way(
+            "pbzip2, aws s3 cp",
+            f"pbzip2 -q -c | {aws} s3 cp - {at}-bz.bz2",
+            f"{aws} s3 cp {at}-bz.bz2 - | pbzip2 -q -d -c",
+            slow=True,
+        ),
+    ]
+
+
+def measured(command: str, environment: dict[str, str]) -> Run:
+    """Run a pipeline; every stage must succeed."""
+    start = time.monotonic()
+    process = subprocess.Popen(
+        ["bash", "-o", "pipefail", "-c", command], env=environment, stdin=subprocess.DEVNULL, stderr=subprocess.PIPE
+    )
+    assert process.stderr is not None
+    words = process.stderr.read().decode(errors="replace")
+    _, status, usage = os.wait4(process.pid, 0)
+    process.returncode = os.waitstatus_to_exitcode(status)
+    process.stderr.close()
+    if process.returncode:
+        sys.exit(f"bench: this ended with status {process.returncode}: {command}\n{words}")
+    return Run(time.monotonic() - start, usage.ru_utime + usage.ru_stime, usage.ru_maxrss * 1024)
+
+
+def middle(runs: list[Run]) -> Run:
+    """Return the medians."""
+    return Run(
+        statistics.median(run.wall for run in runs),
+        statistics.median(run.cpu for run in runs),
+        int(statistics.median(run.memory for run in runs)),
+    )
+
+
+def table(title: str, size: int, results: dict[str, list[Run]], stored: dict[str, int]) -> list[str]:
+    """Return a Markdown table; the last column is how many times as long each way took as ours."""
+    ours = middle(results["backhaul"])
+    lines = [
+        f"### {title}",
+        "",
+        "| way | rate | wall | CPU | peak memory | ratio | time against ours |",
+        "| --- | ---: | ---: | ---: | ---: | ---: | ---: |",
+    ]
+    for name, runs in results.items():
+        run = middle(runs)
+        ratio = f"{size / stored[name]:.2f}" if stored.get(name) else ""
+        lines.append(
+            f"| {name} | {size / run.wall / 1e6:.0f} MB/s | {run.wall:.2f} s | {run.cpu:.2f} s "
+            f"| {format_size(run.memory)} | {ratio} | {run.wall / ours.wall:.2f} |"
+        )
+    return [*lines, ""]
+
+
+def alternate(
+    commands: dict[str, str], environment: dict[str, str], rounds: int, slow: set[str]
+) -> dict[str, list[Run]]:
+    """Run every command once a round (slow ones in the first round only); return all runs by name."""
+    results: dict[str, list[Run]] = {name: [] for name in commands}
+    for number in range(rounds):
+        for name, command in commands.items():
+            if number and name in slow:
+                continue
+            results[name].append(measured(command, environment))
+            print(f"  round {number + 1}: {name}: {results[name][-1].wall:.2f} s", file=sys.stderr)
+    return results
+
+
+@contextlib.contextmanager
+def null_server() -> Iterator[str]:
+    """Run the sink that costs nothing."""
+    port = free_ports(1)[0]
+    process = subprocess.Popen([sys.executable, "-m", "bench.null_s3", str(port)], cwd=ROOT)
+    try:
+        time.sleep(1)
+        yield f"http://127.0.0.1:{port}"
+    finally:
+        process.kill()
+        process.wait()
+
+
+def sizes(endpoint: str, prefix: str) -> dict[str, int]:
+    """Return each way's stored bytes."""
+    client = boto3.client(
+        "s3",
+        endpoint_url=endpoint,
+        aws_access_key_id=ACCESS_KEY,
+        aws_secret_access_key=SECRET_KEY,
+        region_name="us-east-1",
+    )
+    suffixes = {
+        "-backhaul/": "backhaul",
+        "-s5": "s5cmd",
+        "-rclone": "rclone",
+        "-aws": "zstd -1 -T0, aws",
+        "-bz": "pbzip2",
+    }
+    found: dict[str, int] = {}
+    for entry in client.list_objects_v2(Bucket=BUCKET, Prefix=prefix).get("Contents", []):
+        for suffix, name in suffixes.items():
+            if entry["Key"].startswith(prefix + suffix) and not entry["Key"].endswith(".json"):
+                found[name] = entry["Size"]
+    client.close()
+    return {way.name: size for way in ways(endpoint, prefix) for name, size in found.items() if name in way.name}
+
+
+def bench(size: int, rounds: int) -> list[str]:
+    """Run everything; return the lines of the report."""
+    directory = Path(tempfile.mkdtemp(prefix="backhaul-bench-"))
+    lines: list[str] = []
+    try:
+        text, noise = directory / "text", directory / "noise"
+        for path, pieces in ((text, dump_text(size)), (noise, random_bytes(min(size, 500_000_000)))):
+            with open(path, "wb") as file:
+                file.writelines(pieces)
+        environment = {
+            **os.environ,
+            "AWS_ACCESS_KEY_ID": ACCESS_KEY,
+            "AWS_SECRET_ACCESS_KEY": SECRET_KEY,
+            "AWS_REGION": "us-east-1",
+            "AWS_DEFAULT_REGION": "us-east-1",
+            "AWS_EC2_METADATA_DISABLED": "true",
+        }
+        with seaweedfs(directory / "s3") as server:
+            client = boto3.client(
+                "s3",
+                endpoint_url=server.endpoint,
+                aws_access_key_id=ACCESS_KEY,
+                aws_secret_access_key=SECRET_KEY,
+                region_name="us-east-1",
+            )
+            client.create_bucket(Bucket=BUCKET)
+            client.close()
+            s3_environment = {**environment, "AWS_ENDPOINT_URL": server.endpoint}
+            known = ways(server.endpoint, "text")
+            slow = {way.name for way in known if way.slow}
+            pushes = {way.name: f"cat {text} | {way.push}" for way in known}
+            print("push of dump text to SeaweedFS", file=sys.stderr)
+            results = alternate(pushes, s3_environment, rounds, slow)
+            stored = sizes(server.endpoint, "text")
+            lines += table("Push of dump text to SeaweedFS on the same machine", size, results, stored)
+            print("pull of it", file=sys.stderr)
+            pulls = {way.name: f"{way.pull} > /dev/null" for way in known}
+            lines += table("Pull of it", size, alternate(pulls, s3_environment, rounds, slow), {})
+        with null_server() as endpoint:
+            null_environment = {**environment, "AWS_ENDPOINT_URL": endpoint}
+            known = [way for way in ways(endpoint, "sink") if not way.slow]
+            for title, path in (("dump text", text), ("random bytes", noise)):
+                print(f"push of {title} to a sink", file=sys.stderr)
+                commands = {way.name: f"cat {path} | {way.push}" for way in known}
+                commands["zstd -1 -T0 alone, to nowhere"] = f"cat {path} | {tool('zstd')} -q -1 -T0 > /dev/null"
+                commands["a pipe alone, to nowhere"] = f"cat {path} | cat > /dev/null"
+                lines += table(
+                    f"Push of {title} to an S3 sink that costs nothing",
+                    path.stat().st_size,
+                    alternate(commands, null_environment, rounds, set()),
+                    {},
+                )
+    finally:
+        shutil.rmtree(directory, ignore_errors=True)
+    return lines
+
+
+def machine() -> str:
+    """Say what this was measured on."""
+    with open("/proc/cpuinfo") as file:
+        model = next((line.partition(":")[2].strip() for line in file if line.startswith("model name")), "unknown CPU")
+    return f"{len(os.sched_getaffinity(0))} cores of {model}, Linux {platform.release()}, Python {platform.python_version()}"
+
+
+def main() -> None:
+    """Run the benchmark."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--size", type=int, default=1_000_000_000, help="bytes of dump text")
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--write", action="store_true", help=f"put the tables into {PAGE.name}")
+    options = parser.parse_args()
+    lines = [
+        f"Measured on {dt.datetime.now(dt.UTC):%Y-%m-%d} on {machine()}: {format_size(options.size)} of dump text, "
+        f"medians of {options.rounds} alternating rounds (one for pbzip2).",
+        "",
+        *bench(options.size, options.rounds),
+    ]
+    print("\n".join(lines))
+    if options.write:
+        page = PAGE.read_text()
+        head, _, rest = page.partition("<!-- figures -->")
+        _, _, tail = rest.partition("<!-- end of figures -->")
+        body = "\n".join(lines)
+        PAGE.write_text(f"{head}<!-- figures -->\n\n{body}\n<!-- end of figures -->{tail}")
+
+
+if __name__ == "__main__":
+    main()

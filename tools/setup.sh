@@ -1,0 +1,55 @@
+#!/bin/sh
+# Set-up for the Makefile, on a Debian with python3 and make and nothing else prepared.
+#
+#   setup.sh venv            .venv with everything from requirements/dev.txt, hashes checked
+#   setup.sh packages WHAT   the Debian packages that WHAT (test or bench) talks to
+#
+# As root it installs missing Debian packages itself; else it says which to install, and stops.
+set -eu
+cd "$(dirname "$0")/.."
+
+install_packages() {
+    [ $# -eq 0 ] && return
+    if [ "$(id -u)" -ne 0 ] || ! command -v apt-get > /dev/null; then
+        echo "These Debian packages are missing. Install them and run this again:" >&2
+        echo "    apt-get install $*" >&2
+        exit 10
+    fi
+    echo "Installing $* ..." >&2
+    export DEBIAN_FRONTEND=noninteractive
+    apt-get update -qq
+    apt-get install -y -qq --no-install-recommends "$@" > /dev/null
+}
+
+case "$1" in
+venv)
+    missing=""
+    python3 -c 'import sys; sys.exit(sys.version_info < (3, 11))' || {
+        echo "Python 3.11 or newer is needed; this is $(python3 --version)." >&2
+        exit 10
+    }
+    python3 -c 'import ensurepip, venv' 2> /dev/null || missing="python3-venv"
+    install_packages $missing
+    rm -f .venv/.installed
+    python3 -m venv .venv
+    .venv/bin/python -m pip install --quiet --disable-pip-version-check --require-hashes -r requirements/dev.txt
+    .venv/bin/python -m pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation --editable .
+    touch .venv/.installed
+    ;;
+packages)
+    missing=""
+    command -v zstd > /dev/null || missing="$missing zstd"
+    command -v script > /dev/null || missing="$missing bsdutils"
+    command -v mount > /dev/null || missing="$missing mount"
+    if [ "$2" = test ]; then
+        ls /usr/lib/postgresql/*/bin/postgres > /dev/null 2>&1 || missing="$missing postgresql"
+    else
+        command -v pbzip2 > /dev/null || missing="$missing pbzip2"
+    fi
+    install_packages $missing
+    ;;
+*)
+    echo "usage: setup.sh venv | packages test|bench" >&2
+    exit 2
+    ;;
+esac
