@@ -239,7 +239,8 @@ def machine() -> str:
     """Say what this was measured on."""
     with open("/proc/cpuinfo") as file:
         model = next((line.partition(":")[2].strip() for line in file if line.startswith("model name")), "unknown CPU")
-    return f"{len(os.sched_getaffinity(0))} cores of {model}, Linux {platform.release()}, Python {platform.python_version()}"
+    cores = len(os.sched_getaffinity(0))
+    return f"{cores} cores of {model}, Linux {platform.release()}, Python {platform.python_version()}"
 
 
 def main() -> None:

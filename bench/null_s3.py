@@ -13,6 +13,7 @@ import socket
 import socketserver
 import sys
 import threading
+from typing import ClassVar
 from urllib.parse import parse_qs, unquote, urlsplit
 
 _DISCARD = 1 << 20
@@ -23,8 +24,8 @@ class Handler(socketserver.StreamRequestHandler):
     """One connection: requests until it closes."""
 
     rbufsize = 64 << 10
-    sizes: dict[str, int] = {}
-    uploads: dict[str, dict[int, int]] = {}
+    sizes: ClassVar[dict[str, int]] = {}
+    uploads: ClassVar[dict[str, dict[int, int]]] = {}
     lock = threading.Lock()
 
     def handle(self) -> None:

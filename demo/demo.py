@@ -159,8 +159,8 @@ def main() -> None:
                 client.close()
                 status.stop()
                 console.print(
-                    f"An S3 store (SeaweedFS) runs on this machine; [bold]{dump.name}[/] is {format_size(options.size)} of"
-                    " dump text."
+                    f"An S3 store (SeaweedFS) runs on this machine; [bold]{dump.name}[/] is "
+                    f"{format_size(options.size)} of dump text."
                 )
                 demo = Demo(console, server, directory)
                 play(demo, dump)

@@ -1,0 +1,1 @@
+"""Tools of the project itself: set-up, and the pages that are made from the code."""

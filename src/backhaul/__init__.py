@@ -23,29 +23,28 @@ from typing import TYPE_CHECKING, Any
 from backhaul.version import VERSION as __version__
 
 if TYPE_CHECKING:
-    from backhaul.model.manifest import Manifest
-    from backhaul.model.results import (
-        CleanResult,
-        ListResult,
-        PullResult,
-        PushResult,
-        ShowResult,
-        VerifyResult,
-    )
-    from backhaul.operations.clean import clean
+    from backhaul.model.manifest import Manifest as Manifest
+    from backhaul.model.results import CleanResult as CleanResult
+    from backhaul.model.results import ListResult as ListResult
+    from backhaul.model.results import PullResult as PullResult
+    from backhaul.model.results import PushResult as PushResult
+    from backhaul.model.results import ShowResult as ShowResult
+    from backhaul.model.results import VerifyResult as VerifyResult
+    from backhaul.operations.clean import clean as clean
     from backhaul.operations.inspect import list_backups as list
     from backhaul.operations.inspect import show_backup as show
-    from backhaul.operations.pull import PullOptions, pull
-    from backhaul.operations.push import PushOptions
+    from backhaul.operations.pull import PullOptions as PullOptions
+    from backhaul.operations.pull import pull as pull
+    from backhaul.operations.push import PushOptions as PushOptions
     from backhaul.operations.reader import open_stream as open
-    from backhaul.operations.verify import verify
-    from backhaul.sources.base import Source
-    from backhaul.sources.command import CommandSource
-    from backhaul.sources.stream import StreamSource
-    from backhaul.targets.base import Target
-    from backhaul.targets.command import CommandTarget
-    from backhaul.targets.file import FileTarget
-    from backhaul.targets.stream import StreamTarget
+    from backhaul.operations.verify import verify as verify
+    from backhaul.sources.base import Source as Source
+    from backhaul.sources.command import CommandSource as CommandSource
+    from backhaul.sources.stream import StreamSource as StreamSource
+    from backhaul.targets.base import Target as Target
+    from backhaul.targets.command import CommandTarget as CommandTarget
+    from backhaul.targets.file import FileTarget as FileTarget
+    from backhaul.targets.stream import StreamTarget as StreamTarget
 
 _EXPORTS = {
     "Manifest": ("backhaul.model.manifest", "Manifest"),
@@ -72,7 +71,33 @@ _EXPORTS = {
     "StreamTarget": ("backhaul.targets.stream", "StreamTarget"),
 }
 
-__all__ = ["__version__", "push", *_EXPORTS]
+
+__all__ = [
+    "CleanResult",
+    "CommandSource",
+    "CommandTarget",
+    "FileTarget",
+    "ListResult",
+    "Manifest",
+    "PullOptions",
+    "PullResult",
+    "PushOptions",
+    "PushResult",
+    "ShowResult",
+    "Source",
+    "StreamSource",
+    "StreamTarget",
+    "Target",
+    "VerifyResult",
+    "__version__",
+    "clean",
+    "list",
+    "open",
+    "pull",
+    "push",
+    "show",
+    "verify",
+]
 
 
 def push(series: str | Sequence[str], source: Source, options: PushOptions | None = None) -> PushResult:

@@ -8,6 +8,7 @@ import re
 import signal
 import subprocess
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -318,7 +319,8 @@ class Stored:
     def read(self, name: str) -> bytes:
         if self.bucket:
             key = self.series.removeprefix(f"s3://{self.bucket}/") + f"/{self.id}/{name}"
-            return self.s3.get_object(Bucket=self.bucket, Key=key)["Body"].read()  # type: ignore[no-any-return]
+            content: bytes = self.s3.get_object(Bucket=self.bucket, Key=key)["Body"].read()
+            return content
         return (Path(self.series) / self.id / name).read_bytes()
 
     def write(self, name: str, content: bytes | None) -> None:
@@ -346,7 +348,7 @@ def flipped(content: bytes, position: int) -> bytes:
     return content[:position] + bytes([content[position] ^ 0x10]) + content[position + 1 :]
 
 
-OBJECT_DAMAGE = {
+OBJECT_DAMAGE: dict[str, Callable[[bytes], bytes | None]] = {
     "first byte": lambda c: flipped(c, 0),
     "first frame": lambda c: flipped(c, 100_000),
     "middle": lambda c: flipped(c, len(c) // 2),
@@ -388,7 +390,7 @@ def test_a_damaged_object(backup: Stored, tmp_path: Path, damage: str) -> None:
     assert f"{backup.id}/data.zst" in shallow.err
 
 
-MANIFEST_DAMAGE = {
+MANIFEST_DAMAGE: dict[str, tuple[Callable[[bytes], bytes | None], str]] = {
     "missing": (lambda m: None, "no backup"),
     "garbage": (lambda m: b"\x00\xff garbage", "not a manifest"),
     "empty": (lambda m: b"", "not a manifest"),

@@ -58,7 +58,7 @@ def test_a_failure_of_the_block_stops_the_threads() -> None:
 def test_a_thread_stuck_in_a_system_call_does_not_hold_the_end() -> None:
     release = threading.Event()
     with pytest.raises(BoomError), Supervisor("t3", grace=0.1) as group:
-        group.start(lambda: release.wait() and None, "stuck")
+        group.start(lambda: (release.wait(), None)[1], "stuck")
         raise BoomError
     assert alive("t3") != []
     release.set()
@@ -66,8 +66,13 @@ def test_a_thread_stuck_in_a_system_call_does_not_hold_the_end() -> None:
 
 def test_leaving_waits_for_the_work() -> None:
     done = []
+
+    def work() -> None:
+        time.sleep(0.05)
+        done.append(1)
+
     with Supervisor("t4") as group:
-        group.start(lambda: (time.sleep(0.05), done.append(1))[1], "works")
+        group.start(work, "works")
     assert done == [1]
 
 
@@ -152,7 +157,7 @@ def test_a_taker_waits_for_a_buffer_and_is_stopped() -> None:
     with pytest.raises(BoomError), Supervisor("b2") as group:
         pool = BufferPool(group, 1, 10)
         pool.take()
-        group.start(lambda: pool.take() and None, "taker")
+        group.start(lambda: (pool.take(), None)[1], "taker")
         time.sleep(0.02)
         raise BoomError
     assert alive("b2") == []

@@ -8,7 +8,7 @@ import sys
 import click
 
 from backhaul.cli.command import option_json
-from backhaul.cli.output import console, print_json
+from backhaul.cli.output import ReportedError, console, print_json
 from backhaul.errors import IntegrityError
 from backhaul.formats.quantities import format_duration, format_size, parse_duration
 
@@ -38,6 +38,7 @@ def list_(series: str, long: bool, as_json: bool) -> None:
         console().print(f"No committed backup in {series}.", markup=False)
         return
     from rich.table import Table
+    from rich.text import Text
 
     table = Table(box=None, pad_edge=False, header_style="bold")
     table.add_column("backup")
@@ -58,8 +59,7 @@ def list_(series: str, long: bool, as_json: bool) -> None:
                 f"{raw / backup.stored_size:.2f}" if raw is not None and backup.stored_size else "?",
                 format_duration(backup.seconds) if backup.seconds is not None else "?",
             ]
-        note = f"[red]{backup.problem}[/]" if backup.problem else ", ".join(backup.streams)
-        table.add_row(*cells, note)
+        table.add_row(*cells, Text(backup.problem, "red") if backup.problem else Text(", ".join(backup.streams)))
     console(sys.stdout).print(table)
 
 
@@ -166,11 +166,12 @@ def verify(series: str, deep: bool, quiet: bool, as_json: bool) -> None:
             console(sys.stdout).print(f"[green]{result.id} is as it was pushed[/] ({how})")
     problems = [check for check in result.checks if check.state == "problem"]
     if problems:
-        raise IntegrityError(
+        error = IntegrityError(
             f"Backup {result.id} in {result.series} is not as it was pushed",
             "; ".join(f"{check.object}: {check.detail}" for check in problems),
             "Do not rely on it: verify an older one or another destination, and push a new one.",
         )
+        raise ReportedError(error) if as_json else error
 
 
 @click.command(

@@ -12,8 +12,9 @@ import click
 
 from backhaul.cli import inspect, pull, push
 from backhaul.cli.command import ExampleGroup
-from backhaul.cli.output import error_document, print_error, print_json
+from backhaul.cli.output import ReportedError, error_document, print_error, print_json
 from backhaul.errors import BackhaulError, FailedError, InterruptedByUserError, UsageError
+from backhaul.formats.redaction import redact_text
 from backhaul.version import VERSION
 
 _EPILOG = """\b
@@ -57,6 +58,9 @@ def run(arguments: list[str]) -> int:
     try:
         cli.main(arguments, prog_name="backhaul", standalone_mode=False)
         return 0
+    except ReportedError as reported:
+        print_error(reported.error)
+        return reported.error.exit_code
     except BackhaulError as error:
         return _report(error, as_json=as_json, arguments=arguments)
     except click.exceptions.Exit as error:
@@ -66,17 +70,23 @@ def run(arguments: list[str]) -> int:
         usage = UsageError(error.format_message(), "", f"See: {command} --help")
         return _report(usage, as_json=as_json, arguments=arguments)
     except (KeyboardInterrupt, click.Abort) as error:
-        name = str(error) or "SIGINT"
-        interrupted = InterruptedByUserError(
-            "Interrupted",
-            f"by {name}",
-            "Nothing was committed unless it was said above; run the command again.",
-        )
+        # (click turns the one into the other.)
+        name = str(error) or str(error.__cause__ or error.__context__ or "") or "SIGINT"
+        interrupted = InterruptedByUserError("Interrupted", f"by {name}", "Run the command again.")
         return _report(interrupted, as_json=as_json, arguments=arguments)
     except BrokenPipeError:
         # The reader of our text went away (| head): nothing of the work was lost.
         os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
         return FailedError.exit_code
+    except Exception as error:
+        if os.environ.get("BACKHAUL_TRACEBACK"):
+            raise
+        unexpected = FailedError(
+            "Something unexpected happened",
+            f"{type(error).__name__}: {redact_text(str(error))}",
+            "This is a fault of Backhaul: run it again with BACKHAUL_TRACEBACK=1 and report what it prints.",
+        )
+        return _report(unexpected, as_json=as_json, arguments=arguments)
 
 
 def _report(error: BackhaulError, *, as_json: bool, arguments: list[str]) -> int:
@@ -105,8 +115,19 @@ def _install_signal_handlers() -> None:
             signal.signal(number, handle)
 
 
+def _open_standard_descriptors() -> None:
+    """Have something behind descriptors 0, 1 and 2: what is opened next must not become one of them."""
+    for number, name, mode in ((0, "stdin", "r"), (1, "stdout", "w"), (2, "stderr", "w")):
+        try:
+            os.fstat(number)
+        except OSError:
+            os.open(os.devnull, os.O_RDWR)  # takes the lowest free number: this one
+            setattr(sys, name, open(number, mode, encoding="utf-8", closefd=False))  # noqa: SIM115
+
+
 def main(arguments: list[str] | None = None) -> NoReturn:
     """Entry point of the ``backhaul`` command; never returns."""
+    _open_standard_descriptors()
     _install_signal_handlers()
     status: Any = 1
     try:

@@ -14,6 +14,14 @@ if TYPE_CHECKING:
     from rich.console import Console
 
 
+class ReportedError(Exception):
+    """An error whose JSON result was printed already: what is left is the text on stderr, and the status."""
+
+    def __init__(self, error: BackhaulError) -> None:
+        super().__init__(str(error))
+        self.error = error
+
+
 def console(file: TextIO | None = None) -> Console:
     """Return a console on stderr, or on the given file; colours only on a terminal, and not with NO_COLOR."""
     from rich.console import Console

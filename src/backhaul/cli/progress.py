@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 import threading
 import time
@@ -174,8 +175,7 @@ def _shown(view: _PushView | _PullView, *, quiet: bool) -> Iterator[ErrorLine]:
 
 
 def _plain_line(line: bytes) -> None:
-    sys.stderr.buffer.write(line + b"\n")
-    sys.stderr.buffer.flush()
+    os.write(2, line + b"\n")
 
 
 def _shortened(series: str, width: int = 40) -> str:

@@ -5,10 +5,11 @@ from __future__ import annotations
 import click
 
 from backhaul.cli.command import TAIL, TailCommand, option_json
-from backhaul.cli.output import console, print_json
-from backhaul.errors import IncompleteError, UsageError
+from backhaul.cli.output import ReportedError, console, print_json
+from backhaul.errors import IncompleteError, InterruptedByUserError, UsageError
 from backhaul.formats.quantities import format_duration, format_size, parse_duration, parse_rate
 from backhaul.model.results import PushResult
+from backhaul.operations.progress import PushProgress
 
 _EPILOG = """\b
 Examples:
@@ -77,7 +78,6 @@ def push(
     acknowledged, and the manifest was written; until then no listing shows it.
     """
     from backhaul.cli.progress import push_progress
-    from backhaul.operations.progress import PushProgress
     from backhaul.operations.push import PushOptions
     from backhaul.operations.push import push as operation
     from backhaul.sources.base import Source
@@ -98,20 +98,38 @@ def push(
         patience=parse_duration(retry_for),
     )
     progress = PushProgress()
-    with push_progress(progress, quiet=quiet or as_json) as on_error_line:
-        source: Source = CommandSource(command, on_error_line) if command else StreamSource(0)
-        result = operation(series, source, options, progress=progress)
+    try:
+        with push_progress(progress, quiet=quiet or as_json) as on_error_line:
+            source: Source = CommandSource(command, on_error_line) if command else StreamSource(0)
+            result = operation(series, source, options, progress=progress)
+    except KeyboardInterrupt as interrupt:
+        raise InterruptedByUserError(
+            "The push was interrupted", f"by {str(interrupt) or 'SIGINT'}", _what_stands(progress)
+        ) from interrupt
     if as_json:
         print_json("push", result)
     elif not quiet:
         _print_summary(result)
     failed = [destination for destination in result.destinations if destination.state != "committed"]
     if failed:
-        raise IncompleteError(
+        error = IncompleteError(
             f"Backup {result.id} is committed, but not everywhere",
             "; ".join(f"{d.series}: {d.error_what}: {d.error_why}" for d in failed),
             " ".join(f"{d.series}: {d.error_next}" for d in failed if d.error_next),
         )
+        raise ReportedError(error) if as_json else error
+
+
+def _what_stands(progress: PushProgress) -> str:
+    """Say where the backup was committed all the same, and where that is not known."""
+    said = []
+    for state, words in (("committed", "Committed and whole"), ("commit in doubt", "Not known whether committed")):
+        places = [destination.series for destination in progress.destinations if destination.state == state]
+        if places:
+            said.append(f"{words}: {', '.join(places)}.")
+    if any(destination.state == "failed, leftovers" for destination in progress.destinations):
+        said.append("Not everything could be taken back; backhaul clean collects the rest.")
+    return " ".join(said) or "Nothing was committed and nothing was left; push again."
 
 
 def _print_summary(result: PushResult) -> None:

@@ -12,6 +12,7 @@ from backhaul.model.location import Location
 
 _NAMED = re.compile(r"([A-Za-z][A-Za-z0-9_-]*):(?!//)")
 _SCHEME = re.compile(r"([A-Za-z][A-Za-z0-9+.-]*)://")
+_USERINFO = re.compile(r"://[^/\s?]*@|(?<==)[^&\s]*://[^/\s]*@")
 _S3_SETTINGS = ("endpoint", "region", "profile")
 
 
@@ -22,6 +23,12 @@ def parse_location(text: str) -> Location:
         UsageError: it is malformed.
         ConfigurationError: it names a store that no config defines.
     """
+    if _USERINFO.search(text):
+        raise UsageError(
+            "A store path holds a password",
+            f"{_USERINFO.sub('://***@', text)!r} names a user and a secret, which would spread into logs",
+            "Leave it out: credentials come from the AWS environment or profile.",
+        )
     if not text or "\0" in text:
         raise UsageError(
             f"{text!r} is not a store path", "it is empty" if not text else "it holds a NUL byte", _EXAMPLES
@@ -85,7 +92,7 @@ def _parse_s3(text: str, rest: str) -> Location:
         for key, value in parse_qsl(query, keep_blank_values=True):
             if key not in _S3_SETTINGS or not value:
                 raise UsageError(
-                    f"{text!r} has a setting that is not known: {key}={value}",
+                    f"s3://{bucket}/{prefix} has a setting that is not known: {key}",
                     "known are " + ", ".join(_S3_SETTINGS),
                     "Credentials come from the AWS environment or profile, never from the URL.",
                 )

@@ -17,6 +17,7 @@ from backhaul.model.manifest import Manifest
 FORMAT = "backhaul-manifest"
 VERSION = "1.0"
 _MAJOR = 1
+_LONGEST_MAJOR = 9
 # A manifest is a page of text; anything larger is not one and is not read into memory.
 MAX_SIZE = 64 << 20
 
@@ -24,6 +25,7 @@ MAX_SIZE = 64 << 20
 def encode(manifest: Manifest) -> bytes:
     """Return the manifest as indented JSON, with the keys that a newer minor version had added."""
     document = to_document(manifest)
+    # (Raises UnicodeEncodeError for text that is none; whoever records names from outside has cleaned them.)
     return msgspec.json.format(msgspec.json.encode(document), indent=2) + b"\n"
 
 
@@ -48,13 +50,13 @@ def decode(data: bytes, *, where: str = "manifest.json", expected_id: str | None
     """
     try:
         document = msgspec.json.decode(data)
-    except msgspec.DecodeError as error:
+    except (msgspec.DecodeError, RecursionError) as error:
         raise FormatError(f"{where} is not a manifest", str(error), _DAMAGED) from error
     if not isinstance(document, dict) or document.get("format") != FORMAT:
         raise FormatError(f"{where} is not a manifest", f'it does not say "format": "{FORMAT}"', _DAMAGED)
     version = document.get("version")
     major = version.partition(".")[0] if isinstance(version, str) else ""
-    if not major.isascii() or not major.isdigit():
+    if not major.isascii() or not major.isdigit() or len(major) > _LONGEST_MAJOR:
         raise FormatError(f"{where} is not a manifest", f"its version is {version!r}", _DAMAGED)
     if int(major) > _MAJOR:
         raise FormatError(

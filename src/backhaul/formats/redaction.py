@@ -2,7 +2,8 @@
 
 A secret in a command line is a mistake that operators make all the same; this keeps it from spreading. It
 knows options and variables whose names say what they hold, passwords inside URLs and conninfo strings,
-and MySQL's ``-pSECRET``.
+authorization headers, and the short options of common programs. It can't know every program: the right
+place for a secret is a file.
 """
 
 from __future__ import annotations
@@ -14,44 +15,77 @@ MASK = "***"
 
 _NAME = r"[\w.-]*(?:passw(?:or)?d|passwd|pwd|passphrase|secret|token|credential|api[_-]?key|access[_-]?key)[\w.-]*"
 _ASSIGNMENT = re.compile(rf"(?i)((?<![\w-])(?:--?)?{_NAME}\s*=\s*)('[^']*'|\"[^\"]*\"|[^\s&;|]+)")
-_URL_PASSWORD = re.compile(r"(?i)(\b[a-z][a-z0-9+.-]*://[^\s/:@]*:)[^\s/@]+(?=@)")
+_WHOLE_ASSIGNMENT = re.compile(rf"(?is)((?:--?)?{_NAME}=).+")
+_URL_PASSWORD = re.compile(r"(?i)(\b[a-z][a-z0-9+.-]*://[^\s/:@]*:)\S+(?=@)")
+_AUTHORIZATION = re.compile(r"(?i)(\bauthorization\s*:\s*|\b(?:bearer|basic)\s+)([^\s'\"]+(?:\s+[^\s'\"]+)?)")
+_PASS_SOURCE = re.compile(r"\b(pass:)\S+")
 _OPTION = re.compile(rf"(?i)--?{_NAME}")
-_SPACED_OPTION = re.compile(rf"(?i)((?<!\S)--{_NAME}\s+)('[^']*'|\"[^\"]*\"|[^\s-][^\s&;|]*)")
-_MYSQL_PROGRAM = re.compile(r"(?:.*/)?(?:mysql|mariadb)[\w-]*")
-_MYSQL_PASSWORD = re.compile(r"(?<!\S)(-p)(?=\S)('[^']*'|\"[^\"]*\"|\S+)")
-_USERINFO_OPTION = re.compile(r"-u|--user")
+_SPACED_OPTION = re.compile(rf"(?i)((?<!\S)--?{_NAME}\s+)('[^']*'|\"[^\"]*\"|[^\s&;|]+)")
+
+# Programs whose short options take a secret: (program, option). A value may follow at once or as the next word.
+_SHORT_OPTIONS = (
+    (r"(?:mysql|mariadb)[\w-]*", "-p", False),
+    (r"redis-cli", "-a", True),
+    (r"sshpass", "-p", True),
+    (r"mongo(?:dump|restore|export|import|sh)?", "-p", True),
+    (r"openssl|gpg|7z|zip", "-k", True),
+    (r"curl", "-u", True),
+    (r"curl", "--user", True),
+    (r"curl", "-U", True),
+)
+# Oracle's programs take user/secret@where as a plain word.
+_ORACLE = re.compile(r"(?:sqlplus|expdp|impdp|exp|imp)")
+_ORACLE_LOGIN = re.compile(r"(\w+/)[^\s@]+(?=@|$)")
 
 
 def redact_text(text: str) -> str:
     """Mask the secrets that a line of shell or a message may hold."""
     text = _URL_PASSWORD.sub(rf"\g<1>{MASK}", text)
+    text = _AUTHORIZATION.sub(rf"\g<1>{MASK}", text)
+    text = _PASS_SOURCE.sub(rf"\g<1>{MASK}", text)
     text = _ASSIGNMENT.sub(rf"\g<1>{MASK}", text)
     text = _SPACED_OPTION.sub(rf"\g<1>{MASK}", text)
-    if re.search(r"\b(?:mysql|mariadb)", text):
-        text = _MYSQL_PASSWORD.sub(rf"\g<1>{MASK}", text)
+    for program, option, spaced in _SHORT_OPTIONS:
+        if re.search(rf"(?:^|[\s/;|&(]){program}\b", text):
+            gap = r"\s*" if spaced else ""
+            text = re.sub(rf"((?<!\S){option}{gap})('[^']*'|\"[^\"]*\"|[^\s=]\S*)", rf"\g<1>{MASK}", text)
     return text
 
 
 def redact_command(command: Sequence[str]) -> tuple[str, ...]:
-    """Mask the secrets of an argument vector, argument by argument."""
+    """Mask the secrets of an argument vector, argument by argument.
+
+    Bytes that are no text (surrogates) come out escaped, so that the result can always be written down.
+    """
+    words = [word.encode(errors="surrogateescape").decode(errors="backslashreplace") for word in command]
     out: list[str] = []
-    is_mysql = False
-    program = ""
-    masked_next = False
-    for index, argument in enumerate(command):
-        if masked_next and not argument.startswith("-"):
+    programs: list[str] = []
+    mask_next = False
+    for index, word in enumerate(words):
+        name = word.rpartition("/")[2]
+        if index == 0 or re.fullmatch(r"[a-z][\w-]*", name):
+            programs.append(name)
+        if mask_next:
             out.append(MASK)
-            masked_next = False
+            mask_next = False
             continue
-        masked_next = False
-        if index == 0 or (not program and "=" not in argument):
-            program = argument
-        is_mysql = is_mysql or bool(_MYSQL_PROGRAM.fullmatch(argument))
-        if is_mysql and argument.startswith("-p") and len(argument) > 2:
-            out.append(f"-p{MASK}")
-        elif program.rpartition("/")[2] == "curl" and out and _USERINFO_OPTION.fullmatch(out[-1]):
-            out.append(argument.partition(":")[0] + f":{MASK}")
-        else:
-            out.append(redact_text(argument))
-            masked_next = bool(_OPTION.fullmatch(argument))
+        masked, mask_next = _redact_word(word, programs)
+        out.append(masked)
     return tuple(out)
+
+
+def _redact_word(word: str, programs: list[str]) -> tuple[str, bool]:
+    """Return the word, masked, and whether the next one is a secret."""
+    for program, option, spaced in _SHORT_OPTIONS:
+        if any(re.fullmatch(program, name) for name in programs):
+            if word == option:
+                return word, spaced
+            if word.startswith(option) and not option.startswith("--"):
+                return option + MASK, False
+    if _OPTION.fullmatch(word):
+        return word, True
+    if match := _WHOLE_ASSIGNMENT.fullmatch(word):
+        return match[1] + MASK, False
+    if any(_ORACLE.fullmatch(name) for name in programs):
+        word = _ORACLE_LOGIN.sub(rf"\g<1>{MASK}", word)
+    return redact_text(word), False

@@ -7,22 +7,24 @@ Times are UTC in ISO 8601 with ``Z``; sizes are bytes; hashes are lower-case hex
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
+from typing import Annotated, Any
 
 import msgspec
+
+Count = Annotated[int, msgspec.Meta(ge=0)]
 
 
 class RawBytes(msgspec.Struct, frozen=True, kw_only=True):
     """The stream as the producer wrote it."""
 
-    size: int
+    size: Count
     blake3: str
 
 
 class StoredBytes(msgspec.Struct, frozen=True, kw_only=True):
     """The object as it lies in a store: frames and seek table together."""
 
-    size: int
+    size: Count
     blake3: str
     crc64nvme: str
 
@@ -35,15 +37,15 @@ class Codec(msgspec.Struct, frozen=True, kw_only=True):
     """
 
     name: str
-    frame_size: int
+    frame_size: Count
     setting: str
 
 
 class SeekTablePosition(msgspec.Struct, frozen=True, kw_only=True):
     """Where the skippable frame that holds the seek table begins in the object, and its length."""
 
-    offset: int
-    size: int
+    offset: Count
+    size: Count
 
 
 class StoreRecord(msgspec.Struct, frozen=True, kw_only=True):
@@ -66,8 +68,8 @@ class StreamRecord(msgspec.Struct, frozen=True, kw_only=True):
     raw: RawBytes
     stored: StoredBytes
     codec: Codec
-    frames: int
-    producer: int
+    frames: Count
+    producer: Count
     store: StoreRecord
     seek_table: SeekTablePosition | None = None
 

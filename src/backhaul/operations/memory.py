@@ -51,11 +51,14 @@ def push_window(workers: int) -> int:
     return 2 * workers + 1
 
 
-def push_bound(workers: int, setting: str, destinations: list[PartRules], stored_size: int = 0) -> MemoryBound:
+def push_bound(
+    workers: int, setting: str, destinations: list[PartRules], stored_size: int = 0, frames: int = 0
+) -> MemoryBound:
     """Return the bound of a push.
 
-    ``stored_size`` is what was stored so far: parts, and with them their buffers, grow with it
-    (``formats.part_sizes``), and the seek table grows by 8 bytes a frame.
+    ``stored_size`` and ``frames`` are what was stored so far: parts, and with them their buffers, grow with
+    the stream (``formats.part_sizes``), and the seek table has 8 bytes a frame, twice while it is encoded,
+    and some room that its array keeps to grow into.
     """
     window = push_window(workers)
     frame = compress.largest_frame(compress.FRAME_SIZE)
@@ -67,7 +70,7 @@ def push_bound(workers: int, setting: str, destinations: list[PartRules], stored
             "compressor tables": workers * (compress.context_memory(setting) + compress.FRAME_SIZE),
             "queues": len(destinations) * (QUEUE_BYTES + frame),
             "part buffers": sum(multipart.memory_bound(rules, frame, stored_size) for rules in destinations),
-            "seek table": stored_size // (64 << 10) * ENTRY_SIZE,
+            "seek table": 4 * frames * ENTRY_SIZE,
         }
     )
 

@@ -7,8 +7,9 @@ after the hash of everything was compared.
 
 from __future__ import annotations
 
+import contextlib
 import time
-from collections.abc import Callable, Generator, Iterator
+from collections.abc import Callable, Iterator
 
 import msgspec
 
@@ -73,27 +74,23 @@ def pull(
     location, when = parse_reference(reference)
     group = Supervisor("pull", grace=2.0)
     store = open_store(location, policy=RetryPolicy(options.patience, sleep=group.sleep))
-    pieces: Generator[memoryview, None, None] | None = None
-    try:
+    counters = progress or PullProgress()
+    workers = options.workers or 2 * memory.default_workers()
+    digest = StreamDigest(crc=False)
+    with contextlib.closing(store):
         backup = series.find_backup(store, when)
         stream = StoredStream(store, series.read_manifest(store, backup), options.stream)
-        target.start(stream.record.raw.size)
-        counters = progress or PullProgress()
         counters.total = stream.record.raw.size
-        workers = options.workers or 2 * memory.default_workers()
-        digest = StreamDigest(crc=False)
-        pieces = decoded(stream, group, workers, counters)
-        for data in pieces:
-            digest.feed(data)
-            target.write(data)
-            counters.raw += len(data)
-        stream.check_raw(digest.size, digest.blake3)
-        target.commit()
-    finally:
-        target.abort()
-        if pieces is not None:
-            pieces.close()
-        store.close()
+        # Undone in reverse: the target first, so that a consumer is dead before anything else is waited for.
+        with group, contextlib.ExitStack() as stack:
+            stack.callback(target.abort)
+            target.start(stream.record.raw.size, group)
+            for data in decoded(stream, group, workers, counters):
+                digest.feed(data)
+                target.write(data)
+                counters.raw += len(data)
+            stream.check_raw(digest.size, digest.blake3)
+            target.commit()
     table = stream.table
     return PullResult(
         series=location.text,
@@ -120,12 +117,12 @@ def decoded(
     workers: int,
     progress: PullProgress,
     on_stored: Callable[[memoryview], None] | None = None,
-) -> Generator[memoryview, None, None]:
+) -> Iterator[memoryview]:
     """Yield the decoded stream in order, in pieces that are valid until the next one is asked for.
 
     Args:
         stream: what to read.
-        group: a fresh supervisor; its threads end with the iteration.
+        group: whose threads read; the caller is inside its block.
         workers: threads that fetch and decode.
         progress: counts requests and fetched bytes.
         on_stored: given each range's stored bytes, in order (deep verify hashes them).
@@ -162,10 +159,9 @@ def decoded(
 
         return work
 
-    with group:
-        for taken, kept in OrderedMap(group, ranges(), make_worker, workers=workers, window=window, name="fetch"):
-            if on_stored is not None and kept is not None and stored_pool is not None:
-                on_stored(kept[: taken.part.length])
-                stored_pool.give(kept)
-            yield taken.buffer[: taken.part.raw_length]
-            pool.give(taken.buffer)
+    for taken, kept in OrderedMap(group, ranges(), make_worker, workers=workers, window=window, name="fetch"):
+        if on_stored is not None and kept is not None and stored_pool is not None:
+            on_stored(kept[: taken.part.length])
+            stored_pool.give(kept)
+        yield taken.buffer[: taken.part.raw_length]
+        pool.give(taken.buffer)

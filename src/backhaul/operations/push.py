@@ -13,8 +13,10 @@ then every destination's upload is aborted and its claim released.
 
 from __future__ import annotations
 
+import contextlib
 import datetime as dt
 import functools
+import os
 import socket
 import threading
 import time
@@ -23,19 +25,12 @@ from concurrent.futures import Future
 
 import msgspec
 
-import backhaul.version
-from backhaul.errors import (
-    BackhaulError,
-    ConfigurationError,
-    FailedError,
-    PreconditionError,
-    SourceError,
-    StoreError,
-    UsageError,
-)
+from backhaul import version
+from backhaul.errors import BackhaulError, FailedError, SourceError, UsageError
 from backhaul.formats import manifest as manifest_format
 from backhaul.formats import names, seekable
 from backhaul.formats.location import parse_location
+from backhaul.model.location import Location
 from backhaul.model.manifest import (
     Codec,
     Manifest,
@@ -47,18 +42,18 @@ from backhaul.model.manifest import (
     StreamRecord,
     Tool,
 )
-from backhaul.model.results import DestinationResult, PushResult
+from backhaul.model.objects import StoredObject
+from backhaul.model.results import PushResult
 from backhaul.operations import memory, series
-from backhaul.operations.progress import DestinationProgress, PushProgress
+from backhaul.operations.destination import CLEANUP_PATIENCE, Destination, Transcript
+from backhaul.operations.progress import PushProgress
 from backhaul.pipeline.buffers import BufferPool
 from backhaul.pipeline.ordered_map import OrderedMap
 from backhaul.pipeline.supervisor import Supervisor
-from backhaul.pipeline.tee import PieceQueue, Tee
+from backhaul.pipeline.tee import Tee
 from backhaul.pipeline.token_bucket import TokenBucket
 from backhaul.planning.requirement import required_destinations
 from backhaul.sources.base import Source
-from backhaul.stores.base import Store
-from backhaul.stores.multipart import MultipartWriter
 from backhaul.stores.open import DEFAULT_PATIENCE, open_store
 from backhaul.stores.retry import RetryPolicy
 from backhaul.transforms import compress
@@ -67,8 +62,6 @@ from backhaul.transforms.digest import StreamDigest, encode_crc64nvme
 MARKER_WINDOW = 4 << 10
 # At the start nothing is lost yet by failing: say soon that nobody is there.
 START_PATIENCE = 3.0
-# While cleaning up after a failure a dead store must not hold the process for long.
-CLEANUP_PATIENCE = 2.0
 _MAX_ID_TRIES = 120
 
 
@@ -106,37 +99,6 @@ class _Frame(msgspec.Struct, frozen=True):
     raw_size: int
 
 
-class _Transcript(msgspec.Struct, frozen=True):
-    """What the whole stream turned out to be: the same for every destination."""
-
-    raw: RawBytes
-    stored: StoredBytes
-    crc: int
-    frames: int
-    seek_table: SeekTablePosition | None
-    producer: ProducerRecord
-
-
-class _Destination:
-    """One destination: its store, its part of the run, and its fate."""
-
-    def __init__(self, text: str, store: Store, policy: RetryPolicy) -> None:
-        self.text = text
-        self.store = store
-        self.policy = policy
-        self.progress = DestinationProgress(text)
-        self.claimed = False
-        self.failure: BackhaulError | None = None
-        self.writer: MultipartWriter | None = None
-        self.queue: PieceQueue | None = None
-        self.manifest_sent = False
-        self.committed: Manifest | None = None
-
-    def fail(self, error: BackhaulError) -> None:
-        self.failure = error
-        self.progress.state = "failed"
-
-
 def push(
     destinations: Sequence[str],
     source: Source,
@@ -167,23 +129,27 @@ def push(
     names.check_stream_name(options.name)
     if not destinations:
         raise UsageError("push has no destination", "no SERIES was given", "Write: backhaul push SERIES -- COMMAND")
-    if len(set(destinations)) != len(destinations):
-        raise UsageError("push has a destination twice", ", ".join(destinations), "Name each SERIES once.")
     required = required_destinations(options.require, len(destinations))
-    run = _Push(destinations, source, options, setting, required, progress or PushProgress(), now)
-    return run.run()
+    locations = [parse_location(text) for text in destinations]
+    if len({_identity(location) for location in locations}) != len(locations):
+        raise UsageError("push has a destination twice", ", ".join(destinations), "Name each SERIES once.")
+    memory.settle_allocator()
+    with contextlib.ExitStack() as stack:
+        run = _Push(locations, source, options, setting, required, progress or PushProgress(), now, stack)
+        return run.run()
 
 
 class _Push:
     def __init__(
         self,
-        destinations: Sequence[str],
+        locations: Sequence[Location],
         source: Source,
         options: PushOptions,
         setting: str,
         required: int,
         progress: PushProgress,
         now: Callable[[], dt.datetime],
+        stack: contextlib.ExitStack,
     ) -> None:
         self.source = source
         self.options = options
@@ -194,41 +160,42 @@ class _Push:
         self.workers = options.workers or memory.default_workers()
         self.group = Supervisor("push")
         self.codec = compress.codec_name(setting)
-        self.transcript: Future[_Transcript] = Future()
+        self.stream_file = names.stream_file(options.name, self.codec)
+        self.markers = [os.fsencode(text) for text in options.expect]
+        self.transcript: Future[Transcript] = Future()
         self.raw_digest = StreamDigest(crc=False)
         self.tail = b""
         self.producer: ProducerRecord | None = None
         throttle = None
         if options.limit is not None:
             throttle = TokenBucket(options.limit, sleep=self.group.sleep).take
-        self.destinations: list[_Destination] = []
-        for text in destinations:
+        self.destinations: list[Destination] = []
+        for location in locations:
             policy = RetryPolicy(options.patience, min(START_PATIENCE, options.patience), sleep=self.group.sleep)
-            store = open_store(parse_location(text), policy=policy, throttle=throttle)
-            self.destinations.append(_Destination(text, store, policy))
+            store = open_store(location, policy=policy, throttle=throttle)
+            stack.callback(store.close)
+            self.destinations.append(Destination(location, store, policy))
         progress.destinations = [destination.progress for destination in self.destinations]
 
     @property
-    def living(self) -> list[_Destination]:
+    def living(self) -> list[Destination]:
         return [destination for destination in self.destinations if destination.failure is None]
 
     def run(self) -> PushResult:
         clock = time.monotonic()
-        memory.settle_allocator()
+        self.source.check()
         try:
-            self.source.check()
             self.started = self._claim()
-            self.id = names.backup_id(self.started)
             with self.group:
                 self.source.start(self.group)
                 self._wire()
+            if sum(destination.committed is not None for destination in self.destinations) < self.required:
+                raise self._too_few()
         except BaseException:
-            self._clean_up(self.destinations)
+            self._clean_up()
             raise
         finally:
             self.source.abort()
-            for destination in self.destinations:
-                destination.store.close()
         return self._result(time.monotonic() - clock)
 
     # -- step 1: the claim -------------------------------------------------------------------------------
@@ -237,12 +204,8 @@ class _Push:
         """Reserve one id in every destination that can be used, and return the start that it stands for."""
         for _ in range(_MAX_ID_TRIES):
             start = self.now().replace(microsecond=0)
-            claim = series.new_claim(start)
-            if self._claim_at(names.backup_id(start), claim):
-                self.claim = claim
-                for destination in self.living:
-                    destination.policy.reach_patience = self.options.patience
-                    destination.progress.state = "sending"
+            self.id = names.backup_id(start)
+            if self._claim_everywhere(series.new_claim(start)):
                 return start
             # Another run began in this second. Ids tell seconds apart, so this one begins in the next.
             time.sleep(1.0 - self.now().microsecond / 1e6)
@@ -252,43 +215,30 @@ class _Push:
             "See who else pushes to this series; this host's clock may stand still.",
         )
 
-    def _claim_at(self, backup: str, claim: series.Claim) -> bool:
+    def _claim_everywhere(self, claim: series.Claim) -> bool:
         for destination in self.living:
             try:
-                if not series.take_claim(destination.store, backup, claim):
-                    for other in self.destinations:
-                        if other.claimed:
-                            series.release_claim(other.store, backup)
-                            other.claimed = False
-                    return False
-                destination.claimed = True
-                self.id = backup
+                taken = destination.take_claim(self.id, claim)
             except BackhaulError as error:
                 destination.fail(error)
-                # The claim may have arrived although its reply did not.
-                destination.claimed = error.exit_code != ConfigurationError.exit_code
                 if len(self.living) < self.required:
                     raise
+                continue
+            if not taken:
+                for other in self.living:
+                    other.give_claim_back()
+                return False
         return True
 
     # -- step 2: the stream ------------------------------------------------------------------------------
 
     def _wire(self) -> None:
+        """Start every thread of the run; they end with the group."""
         group = self.group
         pool = BufferPool(group, memory.push_window(self.workers) + 1, compress.FRAME_SIZE)
         largest = compress.largest_frame(compress.FRAME_SIZE)
-        queues = []
-        for destination in self.living:
-            destination.queue = PieceQueue(group, memory.QUEUE_BYTES)
-            destination.writer = MultipartWriter(
-                destination.store,
-                names.object_key(self.id, names.stream_file(self.options.name, self.codec)),
-                group,
-                largest_piece=largest,
-                on_sent=destination.progress.add,
-            )
-            queues.append(destination.queue)
-        tee = Tee(queues)
+        receivers = self.living
+        tee = Tee([d.attach(group, self.stream_file, largest, self.options.patience) for d in receivers])
 
         def make_worker() -> Callable[[_Block], _Frame]:
             compressor = compress.FrameCompressor(self.setting)
@@ -309,7 +259,7 @@ class _Push:
             name="compress",
         )
         group.start(lambda: self._assemble(frames, tee), "assemble")
-        for number, destination in enumerate(self.living):
+        for number, destination in enumerate(receivers):
             group.start(functools.partial(self._deliver, destination), f"deliver-{number}")
 
     def _blocks(self, pool: BufferPool) -> Iterator[_Block]:
@@ -335,14 +285,17 @@ class _Push:
                 "it ended without a single byte",
                 "If an empty backup is what you want, say so with --allow-empty.",
             )
-        missing = [text for text in self.options.expect if text.encode() not in self.tail]
+        missing = [
+            text for text, marker in zip(self.options.expect, self.markers, strict=True) if marker not in self.tail
+        ]
         if missing:
             raise SourceError(
                 f"The stream does not end as it should: {self.source.name}",
                 "its last 4 KiB do not hold " + ", ".join(repr(text) for text in missing),
                 "The dump is not whole, or --expect names the wrong text. Nothing was committed.",
             )
-        return msgspec.structs.replace(record, markers=self.options.expect)
+        shown = tuple(marker.decode(errors="backslashreplace") for marker in self.markers)
+        return msgspec.structs.replace(record, markers=shown)
 
     def _assemble(self, frames: OrderedMap[_Block, _Frame], tee: Tee) -> None:
         """Put the frames in order into every queue, then the seek table, and settle what the stream is."""
@@ -366,7 +319,7 @@ class _Push:
                 self._pass_on(encoded[start : start + compress.FRAME_SIZE], digest, tee)
         assert self.producer is not None  # the iteration above ends well only after it was set
         self.transcript.set_result(
-            _Transcript(
+            Transcript(
                 raw=RawBytes(size=self.raw_digest.size, blake3=self.raw_digest.blake3),
                 stored=StoredBytes(
                     size=digest.size, blake3=digest.blake3, crc64nvme=encode_crc64nvme(digest.crc64nvme)
@@ -386,47 +339,24 @@ class _Push:
 
     # -- steps 3 and 4: each destination for itself ------------------------------------------------------
 
-    def _deliver(self, destination: _Destination) -> None:
-        assert destination.queue is not None and destination.writer is not None
-        try:
-            for piece in destination.queue:
-                destination.writer.write(piece)
-            destination.writer.finish()
-            destination.progress.state = "committing"
-            self._commit(destination, self.transcript.result())
-            destination.progress.state = "committed"
-        except BackhaulError as error:
-            self.group.check()  # after a stop a failure is its consequence, and cleaned up with the rest
-            destination.fail(error)
-            destination.queue.abandon()
-            self._clean_up([destination])
-            if not self.living:
-                raise self._too_few() from error
-        finally:
-            destination.writer.close()
+    def _deliver(self, destination: Destination) -> None:
+        destination.deliver(self.transcript, self._manifest)
+        if not self.living:
+            raise self._too_few()
 
-    def _commit(self, destination: _Destination, transcript: _Transcript) -> None:
-        assert destination.writer is not None
-        if not series.owns_claim(destination.store, self.id, self.claim):
-            raise PreconditionError(
-                f"{destination.text}/{self.id} is another run's",
-                "the claim that this run made there is gone or replaced",
-                "Another push began in the same second, or clean removed it; push again.",
-            )
-        stored = destination.writer.commit(transcript.crc)
-        stream_file = names.stream_file(self.options.name, self.codec)
-        manifest = Manifest(
+    def _manifest(self, transcript: Transcript, stored: StoredObject) -> Manifest:
+        return Manifest(
             format=manifest_format.FORMAT,
             version=manifest_format.VERSION,
             id=self.id,
             started=_iso(self.started),
             finished=_iso(self.now()),
             host=socket.gethostname(),
-            tool=Tool(name="backhaul", version=backhaul.version.VERSION),
+            tool=Tool(name="backhaul", version=version.VERSION),
             streams=(
                 StreamRecord(
                     name=self.options.name,
-                    object=stream_file,
+                    object=self.stream_file,
                     raw=transcript.raw,
                     stored=transcript.stored,
                     codec=Codec(name=self.codec, frame_size=compress.FRAME_SIZE, setting=self.setting),
@@ -438,42 +368,14 @@ class _Push:
             ),
             producers=(transcript.producer,),
         )
-        destination.manifest_sent = True
-        series.write_manifest(destination.store, manifest)
-        destination.committed = manifest
-        try:
-            series.release_claim(destination.store, self.id)
-        except StoreError:
-            pass  # the backup is committed; clean removes the claim
 
     # -- the end -----------------------------------------------------------------------------------------
 
-    def _clean_up(self, destinations: Sequence[_Destination]) -> None:
-        """Take back what uncommitted destinations hold, side by side, as far as their stores can be reached."""
-
-        def clean(destination: _Destination) -> None:
-            destination.policy.patience = destination.policy.reach_patience = CLEANUP_PATIENCE
-            destination.policy.sleep = time.sleep
-            backup = getattr(self, "id", None)
-            try:
-                if destination.writer is not None:
-                    destination.writer.abort()
-                if destination.claimed and backup is not None:
-                    file = names.stream_file(self.options.name, self.codec)
-                    # The object may be complete and only its manifest missing. But once the manifest was
-                    # sent, it may stand or still arrive although no reply came: then nothing is deleted
-                    # here, and ``clean`` decides when it is certain.
-                    if destination.manifest_sent:
-                        return
-                    if destination.writer is not None and series.owns_claim(destination.store, backup, self.claim):
-                        destination.store.delete(names.object_key(backup, file))
-                    series.release_claim(destination.store, backup)
-            except BackhaulError:
-                destination.progress.state = "failed, leftovers"
-
+    def _clean_up(self) -> None:
+        """Take back what uncommitted destinations hold, side by side, and not for long."""
         threads = [
-            threading.Thread(target=clean, args=(destination,), daemon=True)
-            for destination in destinations
+            threading.Thread(target=destination.clean_up, daemon=True)
+            for destination in self.destinations
             if destination.committed is None
         ]
         for thread in threads:
@@ -484,7 +386,7 @@ class _Push:
 
     def _result(self, seconds: float) -> PushResult:
         transcript = self.transcript.result()
-        result = PushResult(
+        return PushResult(
             id=self.id,
             stream=self.options.name,
             raw_size=transcript.raw.size,
@@ -492,19 +394,17 @@ class _Push:
             seconds=seconds,
             frames=transcript.frames,
             raw_blake3=transcript.raw.blake3,
-            destinations=tuple(self._fate(destination) for destination in self.destinations),
+            destinations=tuple(destination.result() for destination in self.destinations),
             required=self.required,
             memory=memory.push_bound(
                 self.workers,
                 self.setting,
                 [destination.store.parts for destination in self.destinations],
                 transcript.stored.size,
+                transcript.frames,
             ),
             peak_memory=memory.peak_memory(),
         )
-        if sum(destination.committed is not None for destination in self.destinations) < self.required:
-            raise self._too_few()
-        return result
 
     def _too_few(self) -> BackhaulError:
         """Return the error that says which destinations failed, why, and which hold the backup all the same."""
@@ -519,22 +419,12 @@ class _Push:
             + " ".join(f"{destination.text}: {failure.todo}" for destination, failure in failures),
         )
 
-    def _fate(self, destination: _Destination) -> DestinationResult:
-        error = destination.failure
-        if destination.committed is not None:
-            return DestinationResult(
-                series=destination.text,
-                state="committed",
-                stored_size=destination.committed.stored_size,
-                manifest=f"{destination.text}/{names.object_key(self.id, names.MANIFEST)}",
-            )
-        return DestinationResult(
-            series=destination.text,
-            state="failed",
-            error_what=error.what if error else None,
-            error_why=error.why if error else None,
-            error_next=error.todo if error else None,
-        )
+
+def _identity(location: Location) -> tuple[str | None, ...]:
+    """Return what two spellings of the same place have in common."""
+    if location.kind == "local":
+        return ("local", os.path.realpath(location.path))
+    return ("s3", location.endpoint, location.bucket, location.path)
 
 
 def _iso(time: dt.datetime) -> str:

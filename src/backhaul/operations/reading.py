@@ -113,7 +113,7 @@ class StoredStream:
                 f"its codec is {record.codec.name!r}",
                 "Install a newer Backhaul, or decode the object with the program of that name.",
             )
-        if position.offset + position.size != record.stored.size or position.size > seekable.table_size(record.frames):
+        if position.offset + position.size != record.stored.size or position.size != seekable.table_size(record.frames):
             raise self.damaged("the manifest's seek table position does not fit the object")
         content = bytearray(position.size)
         self.fetch(position.offset, memoryview(content))

@@ -138,9 +138,10 @@ def _deep(store: Store, manifest: Manifest, record: StreamRecord, workers: int, 
     raw, stored = StreamDigest(crc=False), StreamDigest()
     try:
         stream = StoredStream(store, manifest, record.name)
-        for data in decoded(stream, Supervisor("verify"), workers, progress, on_stored=stored.feed):
-            raw.feed(data)
-            progress.raw += len(data)
+        with Supervisor("verify") as group:
+            for data in decoded(stream, group, workers, progress, on_stored=stored.feed):
+                raw.feed(data)
+                progress.raw += len(data)
         if record.seek_table is not None:
             table = bytearray(record.seek_table.size)
             stream.fetch(record.seek_table.offset, memoryview(table))

@@ -11,21 +11,25 @@ from backhaul.pipeline.supervisor import StoppedError, Supervisor
 class WorkerPool:
     """Runs callables in up to ``workers`` threads; ``submit`` waits until a thread is free.
 
+    What is under way is also bounded by weight (bytes, say): at most ``max_weight`` together, or one alone.
+
     Its fate is its own: a failing callable makes the pool fail (later calls raise that failure) without
     stopping the group. Threads are made when first needed.
     """
 
-    def __init__(self, group: Supervisor, workers: int, name: str) -> None:
+    def __init__(self, group: Supervisor, workers: int, name: str, max_weight: int = 0) -> None:
         self._group = group
         self._workers = workers
         self._name = name
         self._threads = 0
-        self._waiting: deque[Callable[[], None]] = deque()
+        self._max_weight = max_weight
+        self._waiting: deque[tuple[Callable[[], None], int]] = deque()
         self._busy = 0
+        self._weight = 0
         self._closed = False
         self._failure: BaseException | None = None
 
-    def submit(self, work: Callable[[], None]) -> None:
+    def submit(self, work: Callable[[], None], weight: int = 0) -> None:
         """Run ``work`` in a thread, as soon as one is free.
 
         Raises:
@@ -33,10 +37,17 @@ class WorkerPool:
         """
         condition = self._group.condition
         with condition:
-            self._group.wait_for(lambda: self._failure is not None or self._busy < self._workers)
+            self._group.wait_for(
+                lambda: (
+                    self._failure is not None
+                    or self._busy == 0
+                    or (self._busy < self._workers and self._weight + weight <= self._max_weight)
+                )
+            )
             self._raise_failure()
             self._busy += 1
-            self._waiting.append(work)
+            self._weight += weight
+            self._waiting.append((work, weight))
             condition.notify_all()
             needed = self._busy > self._threads
             if needed:
@@ -78,7 +89,7 @@ class WorkerPool:
                 self._group.wait_for(lambda: bool(self._waiting) or self._closed)
                 if not self._waiting:
                     return
-                work = self._waiting.popleft()
+                work, weight = self._waiting.popleft()
             failure: BaseException | None = None
             try:
                 work()
@@ -87,6 +98,7 @@ class WorkerPool:
             del work
             with condition:
                 self._busy -= 1
+                self._weight -= weight
                 if failure is not None and self._failure is None:
                     self._failure = StoppedError() if isinstance(failure, StoppedError) else failure
                 condition.notify_all()

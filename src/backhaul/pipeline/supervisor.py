@@ -5,6 +5,7 @@ Every blocking wait in this package goes through ``Supervisor.wait_for``, so tha
 
 from __future__ import annotations
 
+import contextlib
 import os
 import threading
 import time
@@ -34,8 +35,7 @@ class Supervisor:
         self._threads: list[threading.Thread] = []
         self._failure: BaseException | None = None
         self._stopped = False
-        self._stop_reader, self._stop_writer = os.pipe()
-        os.set_blocking(self._stop_writer, False)
+        self._stop_reader = self._stop_writer = -1
 
     @property
     def stopped(self) -> bool:
@@ -61,8 +61,8 @@ class Supervisor:
                     self.condition.notify_all()
 
         thread = threading.Thread(target=run, name=f"{self._name}-{name}", daemon=True)
-        self._threads.append(thread)
         thread.start()
+        self._threads.append(thread)
         return thread
 
     def stop(self, failure: BaseException | None = None) -> None:
@@ -72,10 +72,9 @@ class Supervisor:
                 self._failure = failure
             self._stopped = True
             self.condition.notify_all()
-        try:
-            os.write(self._stop_writer, b"\0")
-        except OSError:
-            pass  # full, and so already readable; or closed, and nobody listens
+            if self._stop_writer >= 0:
+                with contextlib.suppress(BlockingIOError):  # full, and so readable already
+                    os.write(self._stop_writer, b"\0")
 
     def check(self) -> None:
         """Raise ``StoppedError`` if the group was stopped."""
@@ -114,6 +113,8 @@ class Supervisor:
         return not any(thread.is_alive() for thread in self._threads)
 
     def __enter__(self) -> Supervisor:
+        self._stop_reader, self._stop_writer = os.pipe()
+        os.set_blocking(self._stop_writer, False)
         return self
 
     def __exit__(
@@ -129,11 +130,18 @@ class Supervisor:
                     self.condition.wait(0.5)
         except BaseException as interruption:
             self.stop(interruption)
-            self.join(self._grace)
+            if self.join(self._grace):
+                self._close()
             raise
         ended = self.join(self._grace if self._stopped else None)
         if ended:
-            os.close(self._stop_reader)
-            os.close(self._stop_writer)
+            self._close()
         if self._failure is not None and self._failure is not error:
             raise self._failure
+
+    def _close(self) -> None:
+        """Close the pipe; only when no thread is left that may poll it (a closed number is soon another file)."""
+        with self.condition:
+            os.close(self._stop_reader)
+            os.close(self._stop_writer)
+            self._stop_reader = self._stop_writer = -1

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import select
 import signal
 import subprocess
 import sys
@@ -21,6 +22,8 @@ from backhaul.formats.redaction import redact_command, redact_text
 _GUARDIAN = str(Path(__file__).with_name("guardian.py"))
 TAIL_LINES = 15
 _LONGEST_LINE = 4096
+# The guardian's own grace, and time for the kernel to take a large process apart.
+_END_TIMEOUT = 8.0
 
 
 class ExitStatus:
@@ -124,7 +127,7 @@ class Command:
                 ) from error
             ours.pop_all()
         self._control = control_writer
-        self._status_file = os.fdopen(status_reader, "rb")
+        self._status_file = os.fdopen(status_reader, "rb", buffering=0)
         self._error_thread = threading.Thread(
             target=self._read_errors, args=(error_reader,), name="backhaul-stderr", daemon=True
         )
@@ -145,11 +148,15 @@ class Command:
         """Wait for its end and return how it ended."""
         if self._status is None:
             self._status = self._read_end()
-            self._guardian.wait()
-            self._status_file.close()
             # Something that the command left running may hold its stderr open: its last words are in by then.
             self._error_thread.join(timeout=2.0)
         return self._status
+
+    def ended_within(self, seconds: float) -> bool:
+        """Wait at most that long for its end; tell whether it has ended."""
+        if self._status is not None:
+            return True
+        return bool(select.select([self._status_file], [], [], seconds)[0])
 
     def close_input(self) -> None:
         """Give the command the end of its input: only when the stream was whole."""
@@ -159,30 +166,42 @@ class Command:
         self._tell(b"o")
 
     def terminate(self) -> None:
-        """Ask it to end, kill it after a grace, and wait."""
+        """Ask it and all it started to end, kill them after a grace, and wait, within reason."""
         self._end(b"t")
 
     def kill(self) -> None:
-        """Kill it and all it started, while its input is still open, and wait."""
+        """Kill it and all it started, while its input is still open, and wait, within reason."""
         self._end(b"k")
+
+    def release(self) -> None:
+        """Let go of a command that has ended well; what it left running goes on."""
+        self._end(b"d")
 
     # -- inside ----------------------------------------------------------------------------------------
 
     def _end(self, message: bytes) -> None:
+        """Tell the guardian, wait for it, and close what is left. Harmless the second time."""
+        if self._control < 0:
+            return
+        if self.output is not None:
+            os.close(self.output)  # a producer that can't be signalled ends when it writes
+            self.output = None
         self._tell(message)
-        self.wait()
-        self.release()
-
-    def release(self) -> None:
-        """Close what is left of the pipes; only after the command has ended."""
-        for name in ("input", "output"):
-            descriptor = getattr(self, name)
-            if descriptor is not None:
-                setattr(self, name, None)
-                os.close(descriptor)
-        if self._control >= 0:
-            os.close(self._control)
-            self._control = -1
+        try:
+            self._guardian.wait(_END_TIMEOUT)
+            if self._status is None:
+                self.wait()
+        except subprocess.TimeoutExpired:
+            # Something that can't be killed. The guardian stays behind with the pipe's other end and waits
+            # for it: it will read no end, whatever becomes of this process.
+            self._guardian.returncode = 0
+            self._status = self._status or ExitStatus(error="it could not be killed")
+        if self.input is not None:
+            os.close(self.input)
+            self.input = None
+        os.close(self._control)
+        self._control = -1
+        self._status_file.close()
 
     def _tell(self, message: bytes) -> None:
         if self._control >= 0:
@@ -193,13 +212,9 @@ class Command:
         line = self._status_file.readline().split(b" ", 2)
         if line[0] == b"error":
             self._status = ExitStatus(error=line[2].decode(errors="replace").strip())
-            self._guardian.wait()
-            self._status_file.close()
         elif line[0] != b"started":
             self._status = ExitStatus(error="its guardian process ended at once")
             self._guardian.kill()
-            self._guardian.wait()
-            self._status_file.close()
 
     def _read_end(self) -> ExitStatus:
         kind, _, number = self._status_file.readline().strip().partition(b" ")
@@ -214,7 +229,9 @@ class Command:
             while line := file.readline(_LONGEST_LINE):
                 text = line.rstrip(b"\r\n")
                 self._tail.append(text.decode(errors="replace"))
-                self._on_error_line(text)
+                # Whoever listens may be gone; the command must not suffer for it.
+                with contextlib.suppress(Exception):
+                    self._on_error_line(text)
 
 
 def _pass_on(line: bytes) -> None:

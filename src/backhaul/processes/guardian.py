@@ -7,8 +7,10 @@ and everything the command started, and only then lets go.
 
 Arguments: CONTROL_FD STATUS_FD HOLD_FD(-1: none) COMMAND [ARGUMENT...]
 
-Control, one byte a message: ``o`` let go of HOLD_FD (the stream is whole); ``t`` terminate the command,
-killing it after a grace; ``k`` kill it at once. The end of the control pipe means ``k``.
+Control, one byte a message: ``o`` let go of HOLD_FD (the stream is whole); ``d`` all is done, leave; ``t``
+terminate the command and all it started, killing after a grace; ``k`` kill them at once. The end of the
+control pipe without ``d`` means ``k``, also after the command itself has ended: what it left running may
+still read.
 Status, one line: ``started PID``, then ``exit N``, ``signal N`` or ``error ERRNO TEXT``.
 """
 
@@ -21,6 +23,7 @@ import select
 import signal
 import sys
 import time
+from typing import Any
 
 _PR_SET_PDEATHSIG = 1
 _PR_SET_CHILD_SUBREAPER = 36
@@ -65,7 +68,7 @@ def _send_all(signal_number: int) -> bool:
     return bool(pids)
 
 
-def _spawn(command: list[str], status: int) -> int:
+def _spawn(command: list[str], status: int, inherited: dict[signal.Signals, Any]) -> int:
     """Start the command as a child, in this process group so that it can ask for a password."""
     error_reader, error_writer = os.pipe()
     pid = os.fork()
@@ -81,8 +84,10 @@ def _spawn(command: list[str], status: int) -> int:
         return pid
     try:
         _prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
-        for number in _IGNORED:
-            signal.signal(number, signal.SIG_DFL)
+        # As Backhaul found them (nohup stays nohup); but Python ignores SIGPIPE, and programs rely on it.
+        for number, handler in inherited.items():
+            keep = handler == signal.SIG_IGN and number != signal.SIGPIPE
+            signal.signal(number, signal.SIG_IGN if keep else signal.SIG_DFL)
         os.closerange(3, error_writer)
         os.closerange(error_writer + 1, 4096)
         os.set_inheritable(error_writer, False)
@@ -94,8 +99,9 @@ def _spawn(command: list[str], status: int) -> int:
 
 
 def main(arguments: list[str]) -> None:
-    """Guard one command until it has ended."""
+    """Guard one command until Backhaul lets go of it or vanishes."""
     control, status, hold = (int(text) for text in arguments[:3])
+    inherited = {number: signal.getsignal(number) for number in _IGNORED}
     for number in _IGNORED:
         signal.signal(number, signal.SIG_IGN)
     _prctl(_PR_SET_CHILD_SUBREAPER, 1)
@@ -104,65 +110,63 @@ def main(arguments: list[str]) -> None:
     os.set_blocking(wake_writer, False)
     signal.signal(signal.SIGCHLD, lambda *_: None)
     signal.set_wakeup_fd(wake_writer, warn_on_full_buffer=False)
-    child = _spawn(arguments[3:], status)
+    child = _spawn(arguments[3:], status, inherited)
     # The command's own ends of the pipes must be its alone: an end held here would never close.
     null = os.open(os.devnull, os.O_RDWR)
-    os.dup2(null, 0)
-    os.dup2(null, 1)
+    for descriptor in (0, 1, 2):
+        os.dup2(null, descriptor)
 
     poll = select.poll()
     poll.register(control, select.POLLIN)
     poll.register(wake_reader, select.POLLIN)
-    kill_at: float | None = None
-    ended = False
-    while not ended:
-        timeout = None if kill_at is None else max(0.0, kill_at - time.monotonic()) * 1000
-        ready = {descriptor for descriptor, _ in poll.poll(timeout)}
+    while True:
+        ready = {descriptor for descriptor, _ in poll.poll()}
         if wake_reader in ready:
             with contextlib.suppress(BlockingIOError):
                 os.read(wake_reader, 4096)
+        _reap(child, status)
         if control in ready:
             message = os.read(control, 1)
-            if message == b"o":
-                if hold >= 0:
-                    os.close(hold)
-                    hold = -1
+            if message == b"o" and hold >= 0:
+                os.close(hold)
+                hold = -1
+            elif message == b"d":
+                return
             elif message == b"t":
                 _send_all(signal.SIGTERM)
-                kill_at = time.monotonic() + _GRACE
-            else:
-                kill_at = time.monotonic()
-                poll.unregister(control)
-        if kill_at is not None and time.monotonic() >= kill_at:
-            while _send_all(signal.SIGKILL):
-                _reap(child, status)
-                time.sleep(0.005)
-            kill_at = None
-        ended = _reap(child, status)
-    if kill_at is not None:
-        # Told to end, and the command has: what it left behind goes too.
-        deadline = kill_at
-        while time.monotonic() < deadline and descendants(os.getpid()):
-            time.sleep(0.02)
-        while _send_all(signal.SIGKILL):
-            time.sleep(0.005)
+                _wait_for_the_end(child, status, _GRACE)
+                break
+            elif message != b"o":
+                break
+    # To the end of all of them, even if Backhaul is gone: only then may the held pipe close. What can't be
+    # killed (another account's process, a dead disk's) is waited for; it reads no end meanwhile.
+    pause = 0.005
+    while _send_all(signal.SIGKILL):
+        _wait_for_the_end(child, status, pause)
+        pause = min(2 * pause, 1.0)
+    _reap(child, status)
 
 
-_reported = False
+def _wait_for_the_end(child: int, status: int, seconds: float) -> None:
+    """Wait until nothing below this process lives, at most that long; report the command's end meanwhile."""
+    deadline = time.monotonic() + seconds
+    while True:
+        _reap(child, status)
+        if not descendants(os.getpid()) or time.monotonic() >= deadline:
+            return
+        time.sleep(min(0.02, seconds))
 
 
-def _reap(child: int, status: int) -> bool:
-    """Collect dead children; report the command's end once, and tell whether it has ended."""
-    global _reported  # noqa: PLW0603 - this is a process with one purpose
+def _reap(child: int, status: int) -> None:
+    """Collect dead children; report the command's end, once."""
     while True:
         try:
             pid, code = os.waitpid(-1, os.WNOHANG)
         except ChildProcessError:
-            return _reported
+            return
         if pid == 0:
-            return _reported
+            return
         if pid == child:
-            _reported = True
             number = os.waitstatus_to_exitcode(code)
             with contextlib.suppress(OSError):
                 os.write(status, b"exit %d\n" % number if number >= 0 else b"signal %d\n" % -number)

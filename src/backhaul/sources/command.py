@@ -52,7 +52,8 @@ class CommandSource:
         """See ``Source.finish``."""
         assert self._command is not None
         status = self._command.wait()
-        self._command.release()
+        if status.ok:
+            self._command.release()
         if status.error is not None:
             raise SourceError(
                 f"The command never ran: {self.name}", status.error, "Check the program's name and the PATH."

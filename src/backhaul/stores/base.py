@@ -42,8 +42,9 @@ class PartRules(msgspec.Struct, frozen=True):
     """How a store wants an upload cut.
 
     Attributes:
-        buffered: whether pieces are gathered into parts of ``formats.part_sizes``; else each piece is a part.
-        parallel: how many parts may be under way at once.
+        buffered: whether pieces are gathered into parts of ``formats.part_sizes``. Else each piece is written
+            as it comes, in order, and ``complete`` is given a single part that stands for all.
+        parallel: how many parts may be under way at once; 1 where they are not buffered.
     """
 
     buffered: bool

@@ -203,10 +203,10 @@ class LocalStore:
         """Yield every regular file under the root, in the order of their keys."""
 
         def fail(error: OSError) -> None:
+            if isinstance(error, FileNotFoundError):
+                return  # the directory of a run that ended meanwhile
             raise self._translated(error, f"Could not list {error.filename}") from error
 
-        if not self._root.exists():
-            return
         files: list[tuple[Path, os.stat_result]] = []
         for directory, _, names in os.walk(self._root, onerror=fail):
             for name in names:
@@ -215,6 +215,8 @@ class LocalStore:
                     status = path.lstat()
                 except FileNotFoundError:
                     continue  # a run that ended meanwhile
+                except OSError as error:
+                    raise self._translated(error, f"Could not look at {path}") from error
                 if stat.S_ISREG(status.st_mode):
                     files.append((path, status))
         files.sort(key=lambda pair: self._key(pair[0]))

@@ -1,8 +1,9 @@
 """One stream of pieces into one store: gathered into parts, sent side by side, made visible only on request.
 
-Memory (``memory_bound``): ``parallel + 1`` buffers of one part's target plus one piece each, for stores
-whose parts are gathered; ``parallel + 1`` pieces for the others. Parts grow with the stream
-(``formats.part_sizes``) and the buffers with them.
+Memory (``memory_bound``): for stores whose parts are gathered, a buffer that fills and those that are under
+way: ``parallel`` of them, or as many as fit ``MAX_UNDER_WAY`` once parts have grown with the stream
+(``formats.part_sizes``), and at least one; each of the part's target plus one piece. For the others
+``parallel + 1`` pieces.
 """
 
 from __future__ import annotations
@@ -18,11 +19,17 @@ from backhaul.pipeline.supervisor import Supervisor
 from backhaul.stores.base import PartRules, Store
 from backhaul.transforms.digest import combine_crc64nvme, crc64nvme
 
+# Bytes of parts under way to one destination. Small parts need company to fill a link; large ones do not.
+MAX_UNDER_WAY = 128 << 20
+
 
 def memory_bound(rules: PartRules, largest_piece: int, stored_size: int = 0) -> int:
     """Return the most bytes a writer holds, for a stream of that stored size."""
-    part = part_sizes.largest_target(stored_size) if rules.buffered else 0
-    return (rules.parallel + 1) * (part + largest_piece)
+    if not rules.buffered:
+        return (rules.parallel + 1) * largest_piece
+    part = part_sizes.largest_target(stored_size) + largest_piece
+    under_way = max(1, min(rules.parallel, MAX_UNDER_WAY // part))
+    return (under_way + 1) * part
 
 
 class MultipartWriter:
@@ -46,7 +53,9 @@ class MultipartWriter:
         self._key = key
         self._largest_piece = largest_piece
         self._on_sent = on_sent
-        self._pool = WorkerPool(group, store.parts.parallel, f"send-{key.rpartition('/')[2]}")
+        self._group = group
+        name = f"send-{key.rpartition('/')[2]}"
+        self._pool = WorkerPool(group, store.parts.parallel, name, MAX_UNDER_WAY)
         self._lock = threading.Lock()
         self._spare: list[bytearray] = []
         self._buffer: bytearray | None = None
@@ -54,6 +63,7 @@ class MultipartWriter:
         self._number = 1
         self._offset = 0
         self._parts: dict[int, UploadedPart] = {}
+        self._folded: UploadedPart | None = None
         self._upload: Upload | None = None
         self._single: memoryview | bytes | None = None
 
@@ -101,7 +111,10 @@ class MultipartWriter:
             return stored
         if self._upload is None:  # an empty object in a store whose parts are not gathered
             return self._store.put(self._key, b"", checksum)
-        parts = [self._parts[number] for number in range(1, self._number)]
+        if self._folded is not None:
+            parts = [self._folded]
+        else:
+            parts = [self._parts[number] for number in range(1, self._number)]
         combined = 0
         for part in parts:
             combined = combine_crc64nvme(combined, part.crc64nvme, part.size)
@@ -118,12 +131,13 @@ class MultipartWriter:
         """
         self._pool.close()
         idle = self._pool.wait_idle(patience)
-        if self._upload is None:
+        upload = self._upload  # a commit in another thread may be at its end
+        if upload is None:
             return
-        self._store.abort(self._upload)
+        self._store.abort(upload)
         if not idle and self._pool.wait_idle(patience):
             # A part that was under way may have arrived after the abort, and would keep its bytes.
-            self._store.abort(self._upload)
+            self._store.abort(upload)
         self._upload = None
 
     def close(self) -> None:
@@ -146,7 +160,11 @@ class MultipartWriter:
                 "Split the dump into several streams, or compress it more.",
             )
         if self._upload is None:
-            self._upload = self._store.begin(self._key)
+            upload = self._store.begin(self._key)
+            if self._group.stopped:  # while it began: whoever cleans up may have looked already
+                self._store.abort(upload)
+                self._group.check()
+            self._upload = upload
         upload, number, offset = self._upload, self._number, self._offset
         self._number += 1
         self._offset += size
@@ -155,12 +173,26 @@ class MultipartWriter:
             checksum = crc64nvme(body)
             part = self._store.put_part(upload, number, offset, body, checksum)
             with self._lock:
-                self._parts[number] = part
                 if buffer is not None:
                     self._spare.append(buffer)
+                    self._parts[number] = part
+                else:
+                    self._folded = self._fold(part)
             self._on_sent(size)
 
-        self._pool.submit(send)
+        self._pool.submit(send, size)
+
+    def _fold(self, part: UploadedPart) -> UploadedPart:
+        """Join a piece to those before it: such a store has one at a time, and nothing to list at the end."""
+        before = self._folded
+        if before is None:
+            return part
+        return UploadedPart(
+            number=1,
+            size=before.size + part.size,
+            etag="",
+            crc64nvme=combine_crc64nvme(before.crc64nvme, part.crc64nvme, part.size),
+        )
 
     def _take_buffer(self) -> bytearray:
         size = part_sizes.target_size(self._number) + self._largest_piece

@@ -25,7 +25,7 @@ class RetryPolicy:
     """How long to go on, and how to wait.
 
     Args:
-        patience: seconds from an operation's first failure after which the next one is final.
+        patience: seconds from an operation's beginning after which its next failure is final.
         reach_patience: the same while no connection comes about at all; None for ``patience``.
         sleep: waits; raises to give up at once (a stopped run).
         clock: monotonic seconds.
@@ -137,7 +137,7 @@ class RetryingStore:
         policy = self._policy
         pause = FIRST_PAUSE
         reached = progress()
-        first_failure: float | None = None
+        began = policy.clock()
         while True:
             try:
                 return attempt()
@@ -146,12 +146,11 @@ class RetryingStore:
                     raise
                 now = policy.clock()
                 if progress() != reached:
-                    reached, first_failure, pause = progress(), None, FIRST_PAUSE
-                first_failure = now if first_failure is None else first_failure
+                    reached, began, pause = progress(), now, FIRST_PAUSE
                 delay = pause * (0.5 + policy.jitter())
                 unreachable = isinstance(error, StoreUnreachableError)
                 patience = policy.reach_patience if unreachable else policy.patience
-                if now + delay - first_failure > patience:
+                if now + delay - began > patience:
                     raise
             self.retries += 1
             policy.sleep(delay)

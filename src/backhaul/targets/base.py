@@ -4,14 +4,16 @@ from __future__ import annotations
 
 from typing import Protocol
 
+from backhaul.pipeline.supervisor import Supervisor
+
 
 class Target(Protocol):
     """Takes a stream in order. An abort never looks like an end to whoever reads it."""
 
     name: str
 
-    def start(self, raw_size: int) -> None:
-        """Begin, for a stream of that many bytes.
+    def start(self, raw_size: int, group: Supervisor) -> None:
+        """Begin, for a stream of that many bytes. Writes that wait for a reader end when the group stops.
 
         Raises:
             TargetError: the target can't take it; nothing was changed.
@@ -23,6 +25,7 @@ class Target(Protocol):
 
         Raises:
             TargetError: it can't, and the stream is not to go on.
+            StoppedError: the group stopped.
         """
         ...
 

@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Sequence
 
 from backhaul.errors import TargetError
 from backhaul.formats.redaction import redact_command
+from backhaul.pipeline.supervisor import Supervisor
 from backhaul.processes.command import Command
 from backhaul.processes.pipes import widen_pipe
 from backhaul.targets.stream import write_all
+
+# Seconds that a command which closed its input early has to end by itself.
+_END_PATIENCE = 5.0
 
 
 class CommandTarget:
@@ -19,22 +24,28 @@ class CommandTarget:
         self._arguments = arguments
         self._on_error_line = on_error_line
         self._command: Command | None = None
+        self._group: Supervisor | None = None
 
-    def start(self, raw_size: int) -> None:
+    def start(self, raw_size: int, group: Supervisor) -> None:
         """See ``Target.start``."""
+        self._group = group
         self._command = Command(self._arguments, feed_input=True, on_error_line=self._on_error_line)
         assert self._command.input is not None
         widen_pipe(self._command.input)
+        os.set_blocking(self._command.input, False)
 
     def write(self, data: memoryview) -> None:
         """See ``Target.write``."""
-        assert self._command is not None and self._command.input is not None
+        assert self._command is not None and self._command.input is not None and self._group is not None
         try:
-            write_all(self._command.input, data, self.name)
+            write_all(self._command.input, data, self.name, self._group)
         except TargetError as error:
             if not isinstance(error.__cause__, BrokenPipeError):
                 raise
-            # It closed its input, so it ends or has ended: say how.
+            # It closed its input, so it has ended, as a rule, or ends: say how.
+            if not self._command.ended_within(_END_PATIENCE):
+                self._command.kill()
+                raise self._failure("it closed its input and went on running", self._command.tail) from error
             status = self._command.wait()
             raise self._failure(f"before it had read everything, {status}", self._command.tail) from error
 
@@ -43,9 +54,9 @@ class CommandTarget:
         assert self._command is not None
         self._command.close_input()
         status = self._command.wait()
-        self._command.release()
         if not status.ok:
             raise self._failure(str(status), self._command.tail)
+        self._command.release()
 
     def abort(self) -> None:
         """See ``Target.abort``."""

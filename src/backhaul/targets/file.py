@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import secrets
 import shutil
@@ -9,6 +10,7 @@ import stat
 from pathlib import Path
 
 from backhaul.errors import TargetError
+from backhaul.pipeline.supervisor import Supervisor
 from backhaul.targets.stream import write_all
 
 
@@ -23,9 +25,11 @@ class FileTarget:
         self._path = Path(path)
         self._temporary: Path | None = None
         self._descriptor = -1
+        self._group: Supervisor | None = None
 
-    def start(self, raw_size: int) -> None:
+    def start(self, raw_size: int, group: Supervisor) -> None:
         """See ``Target.start``."""
+        self._group = group
         try:
             try:
                 mode: int | None = self._path.stat().st_mode
@@ -38,7 +42,9 @@ class FileTarget:
                     f"Name a file: -o {self._path / 'dump'}",
                 )
             if mode is not None and not stat.S_ISREG(mode):
+                # Opening a FIFO waits for its reader, as the shell's > does.
                 self._descriptor = os.open(self._path, os.O_WRONLY | os.O_CLOEXEC)
+                os.set_blocking(self._descriptor, False)
                 return
             real = self._path.resolve()
             free = shutil.disk_usage(real.parent).free
@@ -59,7 +65,8 @@ class FileTarget:
 
     def write(self, data: memoryview) -> None:
         """See ``Target.write``."""
-        write_all(self._descriptor, data, self.name)
+        assert self._group is not None
+        write_all(self._descriptor, data, self.name, self._group)
 
     def commit(self) -> None:
         """See ``Target.commit``."""
@@ -82,7 +89,8 @@ class FileTarget:
         """See ``Target.abort``."""
         self._close()
         if self._temporary is not None:
-            self._temporary.unlink(missing_ok=True)
+            with contextlib.suppress(OSError):  # gone, or the disk is: either way it has no name of its own
+                self._temporary.unlink()
             self._temporary = None
 
     def _close(self) -> None:

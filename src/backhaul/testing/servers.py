@@ -18,7 +18,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from pathlib import Path
 
 ACCESS_KEY = "backhaul-test-key"
@@ -141,6 +141,7 @@ class SeaweedFS:
                     "-master.telemetry=false",
                     "-volume.max=100",
                     "-s3",
+                    "-s3.autoCreateBucket=false",
                     "-filer",
                     f"-s3.config={config}",
                     *flags,
@@ -237,6 +238,9 @@ class PostgreSQL:
     def __init__(self) -> None:
         self._directory = Path(tempfile.mkdtemp(prefix="backhaul-pg-"))
         self._account = pwd.getpwnam("postgres") if os.geteuid() == 0 else None
+        self._user = self._account.pw_uid if self._account else None
+        self._group = self._account.pw_gid if self._account else None
+        self._extra_groups: list[int] | None = [] if self._account else None
         self._process: subprocess.Popen[bytes] | None = None
         self.port = free_ports(1)[0]
 
@@ -285,7 +289,9 @@ class PostgreSQL:
                 stdout=log,
                 stderr=log,
                 stdin=subprocess.DEVNULL,
-                **self._as_account(),
+                user=self._user,
+                group=self._group,
+                extra_groups=self._extra_groups,
             )
         deadline = time.monotonic() + _START_TIMEOUT
         while subprocess.run(
@@ -317,12 +323,16 @@ class PostgreSQL:
                 self._process.wait()
         shutil.rmtree(self._directory, ignore_errors=True)
 
-    def _as_account(self) -> Mapping[str, object]:
-        if self._account is None:
-            return {}
-        return {"user": self._account.pw_uid, "group": self._account.pw_gid, "extra_groups": []}
-
     def _run(self, *command: str) -> None:
-        done = subprocess.run(command, capture_output=True, text=True, check=False, cwd="/", **self._as_account())
+        done = subprocess.run(
+            command,
+            capture_output=True,
+            text=True,
+            check=False,
+            cwd="/",
+            user=self._user,
+            group=self._group,
+            extra_groups=self._extra_groups,
+        )
         if done.returncode:
             raise ServerError(f"{command[0]} failed: {done.stderr}")

@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import datetime as dt
 import hashlib
+import threading
 from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Any, Final
 
@@ -34,7 +35,10 @@ if TYPE_CHECKING:
 
 PARALLEL_PARTS = 4
 CONNECT_TIMEOUT = 10
-READ_TIMEOUT = 60
+# Seconds of silence after which a request counts as lost: questions are answered at once, while a part
+# or a completion may keep a store busy.
+QUESTION_TIMEOUT = 20
+BULK_TIMEOUT = 60
 _CHECKSUM: Final = "CRC64NVME"
 
 
@@ -47,26 +51,40 @@ class S3Store:
         self._bucket = location.bucket
         self._prefix = location.path + "/"
         self._endpoint = location.endpoint or "the S3 endpoint"
+        self._lock = threading.Lock()
+        self._bulk_client: S3Client | None = None
         with self._translating(f"Could not set up access to {self.url}"):
             session = boto3.session.Session(profile_name=location.profile, region_name=location.region)
-            self._client: S3Client = session.client(
-                "s3",
-                endpoint_url=location.endpoint,
-                region_name=session.region_name or "us-east-1",
-                config=Config(
-                    connect_timeout=CONNECT_TIMEOUT,
-                    read_timeout=READ_TIMEOUT,
-                    max_pool_connections=32,
-                    # Part bodies are memoryviews of reused memory, which validation would refuse.
-                    parameter_validation=False,
-                    retries={"total_max_attempts": 1},
-                    # Third-party stores answer errors to the trailers that newer botocore adds by itself.
-                    request_checksum_calculation="when_required",
-                    response_checksum_validation="when_required",
-                    s3={"payload_signing_enabled": False},
-                ),
-            )
+            self._session, self._location = session, location
+            self._client = self._new_client(QUESTION_TIMEOUT)
         self._endpoint = self._client.meta.endpoint_url
+
+    def _new_client(self, read_timeout: float) -> S3Client:
+        return self._session.client(
+            "s3",
+            endpoint_url=self._location.endpoint,
+            region_name=self._session.region_name or "us-east-1",
+            config=Config(
+                connect_timeout=CONNECT_TIMEOUT,
+                read_timeout=read_timeout,
+                max_pool_connections=32,
+                # Part bodies are memoryviews of reused memory, which validation would refuse.
+                parameter_validation=False,
+                retries={"total_max_attempts": 1},
+                # Third-party stores answer errors to the trailers that newer botocore adds by itself.
+                request_checksum_calculation="when_required",
+                response_checksum_validation="when_required",
+                s3={"payload_signing_enabled": False},
+            ),
+        )
+
+    @property
+    def _bulk(self) -> S3Client:
+        """The client for what may take long: parts, and completions. Made on first use."""
+        with self._lock:
+            if self._bulk_client is None:
+                self._bulk_client = self._new_client(BULK_TIMEOUT)
+            return self._bulk_client
 
     def put(self, key: str, body: Body, crc64nvme: int, *, if_absent: bool = True) -> StoredObject:
         """See ``Store.put``."""
@@ -103,7 +121,7 @@ class S3Store:
     def put_part(self, upload: Upload, number: int, offset: int, body: Body, crc64nvme: int) -> UploadedPart:
         """See ``Store.put_part``."""
         with self._translating(f"Could not upload part {number} of {self._name(upload.key)}"):
-            reply = self._client.upload_part(
+            reply = self._bulk.upload_part(
                 Bucket=self._bucket,
                 Key=self._prefix + upload.key,
                 UploadId=upload.token,
@@ -126,7 +144,7 @@ class S3Store:
         size = sum(part.size for part in parts)
         try:
             with self._translating(f"Could not complete {self._name(upload.key)}"):
-                self._client.complete_multipart_upload(
+                self._bulk.complete_multipart_upload(
                     Bucket=self._bucket,
                     Key=self._prefix + upload.key,
                     UploadId=upload.token,
@@ -175,7 +193,7 @@ class S3Store:
                         continue
                     upload = Upload(key=entry["Key"].removeprefix(self._prefix), token=entry["UploadId"])
                     size, last = 0, entry["Initiated"]
-                    with contextlib.suppress(ClientError):  # completed or aborted meanwhile: as begun
+                    with contextlib.suppress(self._client.exceptions.NoSuchUpload):  # ended meanwhile: as begun
                         for parts in self._client.get_paginator("list_parts").paginate(
                             Bucket=self._bucket, Key=entry["Key"], UploadId=upload.token
                         ):
@@ -189,7 +207,7 @@ class S3Store:
         condition: dict[str, Any] = {"IfMatch": etag} if etag is not None else {}
         done = 0
         with self._translating(f"Could not read {self._name(key)}", reading=True):
-            reply = self._client.get_object(
+            reply = self._bulk.get_object(
                 Bucket=self._bucket,
                 Key=self._prefix + key,
                 Range=f"bytes={offset}-{offset + len(out) - 1}",
@@ -254,6 +272,8 @@ class S3Store:
     def close(self) -> None:
         """See ``Store.close``."""
         self._client.close()
+        if self._bulk_client is not None:
+            self._bulk_client.close()
 
     # -- inside ----------------------------------------------------------------------------------------
 
