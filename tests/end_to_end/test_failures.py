@@ -314,7 +314,7 @@ class Stored:
 
     def __init__(self, cli: Cli, s3: Any, series: str, bucket: str | None, data: bytes) -> None:
         self.cli, self.s3, self.series, self.bucket = cli, s3, series, bucket
-        self.id = cli.ok("push", series, "--json", input=data).json["id"]
+        self.id: str = cli.ok("push", series, "--json", input=data).json["id"]
 
     def read(self, name: str) -> bytes:
         if self.bucket:
@@ -438,7 +438,15 @@ def test_a_local_file_that_was_only_copied_is_told_from_a_damaged_one(cli: Cli, 
 def started_push(cli: Cli, s3: Any, bucket: str, local: Path) -> subprocess.Popen[bytes]:
     """A push to both stores that has parts under way and whose producer would never end."""
     process = cli.start("push", f"s3://{bucket}/app", str(local), "--", "sh", "-c", "cat /dev/urandom")
-    wait_until(lambda: open_uploads(s3, bucket))
+
+    def parts() -> int:
+        uploads = open_uploads(s3, bucket)
+        if not uploads:
+            return 0
+        listed = s3.list_parts(Bucket=bucket, Key=uploads[0]["Key"], UploadId=uploads[0]["UploadId"])
+        return len(listed.get("Parts", []))
+
+    wait_until(lambda: parts() >= 2)
     return process
 
 

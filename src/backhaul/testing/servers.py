@@ -139,7 +139,7 @@ class SeaweedFS:
                     f"-dir={data}",
                     "-master.volumeSizeLimitMB=1024",
                     "-master.telemetry=false",
-                    "-volume.max=100",
+                    "-volume.max=3000",  # each bucket takes some
                     "-s3",
                     "-s3.autoCreateBucket=false",
                     "-filer",

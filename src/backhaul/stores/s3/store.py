@@ -204,6 +204,8 @@ class S3Store:
 
     def read_into(self, key: str, offset: int, out: memoryview, *, etag: str | None = None) -> None:
         """See ``Store.read_into``. A connection that breaks is reported; ``stores.retry`` goes on from there."""
+        if not out:
+            return  # no range says "nothing"
         condition: dict[str, Any] = {"IfMatch": etag} if etag is not None else {}
         done = 0
         with self._translating(f"Could not read {self._name(key)}", reading=True):

@@ -1,0 +1,86 @@
+"""What the docs say is what the code does."""
+
+from __future__ import annotations
+
+import re
+import tomllib
+from pathlib import Path
+
+import pytest
+from tools.pages import DIRECTORY, pages
+
+from backhaul import errors, version
+from backhaul.formats import manifest, part_sizes, seekable
+from backhaul.formats.quantities import format_size
+from backhaul.transforms import compress
+
+pytestmark = pytest.mark.unit
+
+ROOT = Path(__file__).resolve().parent.parent.parent
+
+
+def test_the_constants_in_the_format_page() -> None:
+    text = (ROOT / "docs" / "FORMAT.md").read_text()
+    expected = {
+        "frame_size": str(compress.FRAME_SIZE),
+        "skippable_magic": f"0x{seekable.SKIPPABLE_MAGIC:08X}",
+        "seekable_magic": f"0x{seekable.SEEKABLE_MAGIC:08X}",
+        "manifest_format": f"`{manifest.FORMAT}`",
+        "manifest_version": f"`{manifest.VERSION}`",
+        "part_first": str(part_sizes.FIRST_SIZE),
+        "part_step": str(part_sizes.PARTS_PER_STEP),
+        "part_reach": format_size(part_sizes.reach()),
+    }
+    found = re.findall(r"<!-- (\w+) -->(.+?)<!-- -->", text)
+    assert {name for name, _ in found} == set(expected)
+    for name, value in found:
+        assert value == expected[name], name
+
+
+def test_every_test_that_a_promise_names_exists() -> None:
+    text = (ROOT / "docs" / "PROMISES.md").read_text()
+    named = set(re.findall(r"`(test_\w+)`", text))
+    code = "\n".join(p.read_text() for p in [*ROOT.glob("tests/**/*.py"), *ROOT.glob("src/backhaul/testing/*.py")])
+    defined = set(re.findall(r"def (test_\w+)", code))
+    assert len(named) > 20
+    assert named - defined == set()
+
+
+def test_the_command_pages_are_up_to_date() -> None:
+    made = pages()
+    assert sorted(path.name for path in DIRECTORY.iterdir()) == sorted(made)
+    for name, text in made.items():
+        assert (DIRECTORY / name).read_text() == text, f"{name}: run `make docs`"
+
+
+def test_exit_codes_cover_every_error_class() -> None:
+    codes = {code for code, _, _ in errors.EXIT_CODES}
+    assert codes == {0, 1, 2, 3, 10, 11, 75, 130}
+    for code, _, classes in errors.EXIT_CODES:
+        assert all(c.exit_code == code for c in classes)
+
+    def below(cls: type[errors.BackhaulError]) -> set[type[errors.BackhaulError]]:
+        return {cls}.union(*(below(c) for c in cls.__subclasses__()))
+
+    assert {c.exit_code for c in below(errors.BackhaulError)} <= codes
+
+
+def test_the_version_is_one() -> None:
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    assert project["version"] == version.VERSION
+
+
+def test_lock_files_hold_no_addresses() -> None:
+    for path in (ROOT / "requirements").glob("*.txt"):
+        text = path.read_text()
+        assert "://" not in text
+        assert "--index" not in text
+        assert "--find-links" not in text
+        for requirement in re.split(r"\n(?=\S)", text):
+            assert "--hash=sha256:" in requirement or not requirement.strip(), requirement
+
+
+def test_links_in_the_docs_lead_somewhere() -> None:
+    for page in [ROOT / "README.md", *ROOT.glob("docs/**/*.md")]:
+        for target in re.findall(r"\]\(([^)#:]+)\)", page.read_text()):
+            assert (page.parent / target).exists(), f"{page.name}: {target}"
