@@ -144,6 +144,10 @@ class Destination:
                 self._group.check()
                 self._manifest_sent = True
         except StoppedError:
+            # Whoever cleaned up meanwhile could not see the object, and has released the claim. It is this
+            # run's: it was created just now, and only if there was none.
+            with contextlib.suppress(StoreError):
+                self.store.delete(self._key)
             self.clean_up()
             raise
         self.progress.state = "commit in doubt"

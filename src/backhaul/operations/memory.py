@@ -21,8 +21,8 @@ from backhaul.transforms import compress
 BASE = 110 << 20
 # Pieces that wait for one destination; a burst of the producer passes without stalling the others.
 QUEUE_BYTES = 16 << 20
-# One range of a pull: what one request fetches, and what that may decode to.
-RANGE_STORED = 8 << 20
+# One range of a pull: what one request fetches (two frames that did not compress), and what that may decode to.
+RANGE_STORED = 9 << 20
 RANGE_RAW = 16 << 20
 
 
