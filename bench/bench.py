@@ -246,7 +246,7 @@ def machine() -> str:
 def main() -> None:
     """Run the benchmark."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--size", type=int, default=1_000_000_000, help="bytes of dump text")
+    parser.add_argument("--size", type=int, default=2_000_000_000, help="bytes of dump text")
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--write", action="store_true", help=f"put the tables into {PAGE.name}")
     options = parser.parse_args()

@@ -23,7 +23,7 @@ BASE = 110 << 20
 QUEUE_BYTES = 16 << 20
 # One range of a pull: what one request fetches (two frames that did not compress), and what that may decode to.
 RANGE_STORED = 9 << 20
-RANGE_RAW = 16 << 20
+RANGE_RAW = 32 << 20
 
 
 _M_MMAP_THRESHOLD = -3
