@@ -43,10 +43,14 @@ class Handler(socketserver.StreamRequestHandler):
             url = urlsplit(target)
             self.answer(method, unquote(url.path), parse_qs(url.query, keep_blank_values=True), headers)
 
-    def discard(self, headers: dict[str, str]) -> int:
-        """Throw a body away; return the size of its content."""
+    def let_go_on(self, headers: dict[str, str]) -> None:
+        """Tell a client that asks first to send its body."""
         if "100-continue" in headers.get("expect", "").lower():
             self.connection.sendall(b"HTTP/1.1 100 Continue\r\n\r\n")
+
+    def discard(self, headers: dict[str, str]) -> int:
+        """Throw a body away; return the size of its content."""
+        self.let_go_on(headers)
         if headers.get("transfer-encoding", "").lower() == "chunked":
             total = 0
             while size := int(self.rfile.readline().split(b";")[0], 16):
@@ -95,7 +99,8 @@ class Handler(socketserver.StreamRequestHandler):
             )
         elif method == "PUT":
             length = int(headers.get("content-length", 0))
-            if length <= _SMALL and "x-amz-decoded-content-length" not in headers and "expect" not in headers:
+            if length <= _SMALL and "x-amz-decoded-content-length" not in headers:
+                self.let_go_on(headers)
                 self.small[path] = self.rfile.read(length)
                 self.sizes[path] = length
             else:
