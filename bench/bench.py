@@ -9,6 +9,7 @@ from __future__ import annotations
 import argparse
 import contextlib
 import datetime as dt
+import functools
 import os
 import platform
 import shutil
@@ -17,15 +18,16 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
-import boto3
 import msgspec
 
 from backhaul.formats.quantities import format_size
 from backhaul.testing.data import dump_text, random_bytes
-from backhaul.testing.servers import ACCESS_KEY, SECRET_KEY, free_ports, seaweedfs, tool
+from backhaul.testing.servers import ACCESS_KEY, SECRET_KEY, SeaweedFS, free_ports, seaweedfs, tool
+from backhaul.transforms import compress
+from backhaul.transforms.digest import StreamDigest
 
 BUCKET = "bench"
 ROOT = Path(__file__).resolve().parent.parent
@@ -153,15 +155,9 @@ def null_server() -> Iterator[str]:
         process.wait()
 
 
-def sizes(endpoint: str, prefix: str) -> dict[str, int]:
+def sizes(server: SeaweedFS, prefix: str) -> dict[str, int]:
     """Return each way's stored bytes."""
-    client = boto3.client(
-        "s3",
-        endpoint_url=endpoint,
-        aws_access_key_id=ACCESS_KEY,
-        aws_secret_access_key=SECRET_KEY,
-        region_name="us-east-1",
-    )
+    client = server.client()
     suffixes = {
         "-backhaul/": "backhaul",
         "-s5": "s5cmd",
@@ -175,7 +171,7 @@ def sizes(endpoint: str, prefix: str) -> dict[str, int]:
             if entry["Key"].startswith(prefix + suffix) and not entry["Key"].endswith(".json"):
                 found[name] = entry["Size"]
     client.close()
-    return {way.name: size for way in ways(endpoint, prefix) for name, size in found.items() if name in way.name}
+    return {way.name: size for way in ways(server.endpoint, prefix) for name, size in found.items() if name in way.name}
 
 
 def bench(size: int, rounds: int) -> list[str]:
@@ -196,13 +192,7 @@ def bench(size: int, rounds: int) -> list[str]:
             "AWS_EC2_METADATA_DISABLED": "true",
         }
         with seaweedfs(directory / "s3") as server:
-            client = boto3.client(
-                "s3",
-                endpoint_url=server.endpoint,
-                aws_access_key_id=ACCESS_KEY,
-                aws_secret_access_key=SECRET_KEY,
-                region_name="us-east-1",
-            )
+            client = server.client()
             client.create_bucket(Bucket=BUCKET)
             client.close()
             s3_environment = {**environment, "AWS_ENDPOINT_URL": server.endpoint}
@@ -211,7 +201,7 @@ def bench(size: int, rounds: int) -> list[str]:
             pushes = {way.name: f"cat {text} | {way.push}" for way in known}
             print("push of dump text to SeaweedFS", file=sys.stderr)
             results = alternate(pushes, s3_environment, rounds, slow)
-            stored = sizes(server.endpoint, "text")
+            stored = sizes(server, "text")
             lines += table("Push of dump text to SeaweedFS on the same machine", size, results, stored)
             print("pull of it", file=sys.stderr)
             pulls = {way.name: f"{way.pull} > /dev/null" for way in known}
@@ -230,9 +220,48 @@ def bench(size: int, rounds: int) -> list[str]:
                     alternate(commands, null_environment, rounds, set()),
                     {},
                 )
+        lines += stages(text, noise)
     finally:
         shutil.rmtree(directory, ignore_errors=True)
     return lines
+
+
+def stages(text: Path, noise: Path) -> list[str]:
+    """Measure the stages of a push and a pull alone, in one thread, by CPU time: the best of five."""
+    frame = compress.FRAME_SIZE
+    lines = ["### One core, one stage at a time", "", "| stage | dump text | random bytes |", "| --- | ---: | ---: |"]
+    contents = [path.read_bytes()[: 16 * frame] for path in (text, noise)]
+    blocks = [[memoryview(c)[i : i + frame] for i in range(0, len(c), frame)] for c in contents]
+    compressor, decompressor = compress.FrameCompressor(compress.AUTO), compress.FrameDecompressor()
+    frames = [[memoryview(compressor.compress(block)) for block in kind] for kind in blocks]
+    out = memoryview(bytearray(frame))
+
+    def decode(kind: int) -> None:
+        for stored, block in zip(frames[kind], blocks[kind], strict=True):
+            decompressor.decompress_into(stored, out[: len(block)])
+
+    def digest(kind: int, *, crc: bool) -> None:
+        feeder = StreamDigest(crc=crc)
+        for block in blocks[kind]:
+            feeder.feed(block)
+
+    jobs: dict[str, Callable[[int], object]] = {
+        "compress (auto)": lambda kind: [compressor.compress(block) for block in blocks[kind]],
+        "decompress": decode,
+        "BLAKE3": functools.partial(digest, crc=False),
+        "BLAKE3 and CRC64NVME": functools.partial(digest, crc=True),
+    }
+    for name, job in jobs.items():
+        cells = []
+        for kind in (0, 1):
+            best = float("inf")
+            for _ in range(5):
+                start = time.thread_time()
+                job(kind)
+                best = min(best, time.thread_time() - start)
+            cells.append(f"{len(contents[kind]) / best / 1e6:.0f} MB/s")
+        lines.append(f"| {name} | {cells[0]} | {cells[1]} |")
+    return [*lines, ""]
 
 
 def machine() -> str:

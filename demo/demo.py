@@ -20,7 +20,6 @@ import time
 from pathlib import Path
 from typing import Any
 
-import boto3
 from rich import box
 from rich.console import Console
 from rich.table import Table
@@ -147,13 +146,7 @@ def main() -> None:
             with open(dump, "wb") as file:
                 file.writelines(dump_text(options.size))
             with seaweedfs(directory / "s3") as server:
-                client = boto3.client(
-                    "s3",
-                    endpoint_url=server.endpoint,
-                    aws_access_key_id=server.environment["AWS_ACCESS_KEY_ID"],
-                    aws_secret_access_key=server.environment["AWS_SECRET_ACCESS_KEY"],
-                    region_name="us-east-1",
-                )
+                client = server.client()
                 client.create_bucket(Bucket=BUCKET)
                 client.close()
                 status.stop()

@@ -11,7 +11,6 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-import boto3
 import msgspec
 import pytest
 
@@ -46,13 +45,7 @@ def s3_environment(seaweed: SeaweedFS, monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.fixture
 def s3(seaweed: SeaweedFS) -> Iterator[Any]:
     """A plain client, to look at the store from outside."""
-    client = boto3.client(
-        "s3",
-        endpoint_url=seaweed.endpoint,
-        aws_access_key_id=seaweed.environment["AWS_ACCESS_KEY_ID"],
-        aws_secret_access_key=seaweed.environment["AWS_SECRET_ACCESS_KEY"],
-        region_name="us-east-1",
-    )
+    client = seaweed.client()
     yield client
     client.close()
 

@@ -108,45 +108,16 @@ def _shallow(store: Store, manifest: Manifest, record: StreamRecord) -> list[Che
     known = record.store
     if found.modified_ns is not None and known.modified is not None:
         same = found.modified_ns == known.modified
-        checks.append(
-            check(
-                "unchanged",
-                same,
-                "the file was not written since"
-                if same
-                else "the file was written or copied since it was committed; --deep compares its content",
-            )
-        )
-    elif known.checksum is not None and found.checksum is not None:
-        same = known.checksum == found.checksum
-        checks.append(
-            check(
-                "checksum",
-                same,
-                f"the store holds {found.checksum}"
-                + ("" if same else f", and {known.checksum} was stored: the object was replaced"),
-            )
-        )
-    elif known.etag is not None and found.etag is not None:
-        same = known.etag == found.etag
-        checks.append(
-            check(
-                "etag",
-                same,
-                f"the store holds {found.etag}"
-                + ("" if same else f", and {known.etag} was stored: the object was replaced"),
-            )
-        )
-    else:
-        checks.append(
-            Check(
-                object=key,
-                check="checksum",
-                state="unverifiable",
-                detail="the store keeps nothing to compare; use --deep",
-            )
-        )
-    return checks
+        changed = "the file was written or copied since it was committed; --deep compares its content"
+        checks.append(check("unchanged", same, "the file was not written since" if same else changed))
+        return checks
+    for name, ours, theirs in (("checksum", known.checksum, found.checksum), ("etag", known.etag, found.etag)):
+        if ours is not None and theirs is not None:
+            replaced = "" if ours == theirs else f", and {ours} was stored: the object was replaced"
+            checks.append(check(name, ours == theirs, f"the store holds {theirs}{replaced}"))
+            return checks
+    nothing = "the store keeps nothing to compare; use --deep"
+    return [*checks, Check(object=key, check="checksum", state="unverifiable", detail=nothing)]
 
 
 def _deep(store: Store, manifest: Manifest, record: StreamRecord, workers: int, progress: PullProgress) -> Check:

@@ -20,6 +20,10 @@ import tempfile
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from mypy_boto3_s3 import S3Client
 
 ACCESS_KEY = "backhaul-test-key"
 SECRET_KEY = "backhaul-test-secret"
@@ -92,6 +96,20 @@ class SeaweedFS:
             "AWS_EC2_METADATA_DISABLED": "true",
         }
 
+    def client(self, **config: Any) -> S3Client:
+        """Return a plain boto3 client, to look at the store from outside; ``config`` is botocore's."""
+        import boto3
+        from botocore.config import Config
+
+        return boto3.client(
+            "s3",
+            endpoint_url=self.endpoint,
+            aws_access_key_id=ACCESS_KEY,
+            aws_secret_access_key=SECRET_KEY,
+            region_name="us-east-1",
+            config=Config(**config),
+        )
+
     def start(self) -> None:
         """Start it, on new ports, over the directory's data; wait until it answers.
 
@@ -159,8 +177,6 @@ class SeaweedFS:
 
     def _ready(self) -> bool:
         """Tell whether the server takes an object, not only a connection: volumes come up last."""
-        import boto3
-        from botocore.config import Config
         from botocore.exceptions import BotoCoreError, ClientError
 
         connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=2)
@@ -171,14 +187,7 @@ class SeaweedFS:
             return False
         finally:
             connection.close()
-        client = boto3.client(
-            "s3",
-            endpoint_url=self.endpoint,
-            aws_access_key_id=ACCESS_KEY,
-            aws_secret_access_key=SECRET_KEY,
-            region_name="us-east-1",
-            config=Config(retries={"total_max_attempts": 1}, connect_timeout=2, read_timeout=5),
-        )
+        client = self.client(retries={"total_max_attempts": 1}, connect_timeout=2, read_timeout=5)
         try:
             with contextlib.suppress(client.exceptions.BucketAlreadyOwnedByYou, client.exceptions.BucketAlreadyExists):
                 client.create_bucket(Bucket="ready")
