@@ -16,7 +16,7 @@ from backhaul.formats import manifest as manifest_format
 from backhaul.formats import names, part_sizes, seekable
 from backhaul.formats.location import parse_location, parse_reference
 from backhaul.formats.quantities import format_duration, format_size, parse_duration, parse_rate, parse_size
-from backhaul.formats.redaction import redact_command, redact_text
+from backhaul.formats.redaction import redact_command
 from backhaul.formats.seekable import SeekTable
 from backhaul.formats.when import When, parse_when
 from backhaul.model.manifest import (
@@ -348,6 +348,18 @@ SECRETS = [
     ["curl", "-u", "me:hunter2", "http://x"],
     ["env", "AWS_SECRET_ACCESS_KEY=hunter2", "tool"],
     ["redis-cli", "-u", "redis://:hunter2@host/0"],
+    ["redis-cli", "-a", "hunter2", "--rdb", "-"],
+    ["sshpass", "-p", "hunter2", "ssh", "db"],
+    ["mongodump", "-u", "me", "-p", "hunter2"],
+    ["curl", "-ume:hunter2", "http://x"],
+    ["sh", "-c", "curl -u me:hunter2 http://x"],
+    ["curl", "-H", "Authorization: Bearer hunter2", "http://x"],
+    ["openssl", "enc", "-k", "hunter2"],
+    ["openssl", "enc", "-pass", "pass:hunter2"],
+    ["sqlplus", "scott/hunter2@db"],
+    ["pg_dump", "postgresql://me:s3c/r@hunter2@db/app"],
+    ["tool", "--password=s3 hunter2"],
+    ["tool", "--password", "-hunter2"],
 ]
 
 
@@ -356,8 +368,8 @@ def test_secrets_are_masked(command: list[str]) -> None:
     masked = redact_command(command)
     assert "hunter2" not in " ".join(masked)
     assert masked[0] == command[0]
+    assert "***" in " ".join(masked)
     assert len(masked) == len(command)
-    assert "hunter2" not in redact_text(" ".join(command)) or command[0] == "curl"
 
 
 @pytest.mark.parametrize(

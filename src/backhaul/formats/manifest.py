@@ -50,7 +50,7 @@ def decode(data: bytes, *, where: str = "manifest.json", expected_id: str | None
     """
     try:
         document = msgspec.json.decode(data)
-    except (msgspec.DecodeError, RecursionError) as error:
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
         raise FormatError(f"{where} is not a manifest", str(error), _DAMAGED) from error
     if not isinstance(document, dict) or document.get("format") != FORMAT:
         raise FormatError(f"{where} is not a manifest", f'it does not say "format": "{FORMAT}"', _DAMAGED)

@@ -1,0 +1,116 @@
+"""What is tried again, how long, and with which pauses; on a clock that the test moves."""
+
+from __future__ import annotations
+
+import pytest
+
+from backhaul.errors import StoreRefusedError, StoreUnavailableError, StoreUnreachableError
+from backhaul.model.objects import StoredObject
+from backhaul.stores.base import BrokenReadError
+from backhaul.stores.retry import LONGEST_PAUSE, RetryingStore, RetryPolicy
+from backhaul.testing.memory_store import MemoryStore
+from backhaul.transforms.digest import crc64nvme
+
+pytestmark = pytest.mark.unit
+
+
+class Clock:
+    def __init__(self) -> None:
+        self.now = 0.0
+        self.pauses: list[float] = []
+
+    def sleep(self, seconds: float) -> None:
+        self.pauses.append(seconds)
+        self.now += seconds
+
+    def policy(self, patience: float, reach_patience: float | None = None) -> RetryPolicy:
+        return RetryPolicy(patience, reach_patience, sleep=self.sleep, clock=lambda: self.now, jitter=lambda: 0.5)
+
+
+class Failing(MemoryStore):
+    """``stat`` raises the errors that it was given, in order, and then works."""
+
+    def __init__(self, errors: list[Exception]) -> None:
+        super().__init__()
+        self.errors = errors
+
+    def stat(self, key: str) -> StoredObject | None:
+        if self.errors:
+            raise self.errors.pop(0)
+        return super().stat(key)
+
+
+def test_a_passing_failure_passes() -> None:
+    clock = Clock()
+    store = RetryingStore(Failing([StoreUnavailableError("503")] * 4), clock.policy(60))
+    assert store.stat("x") is None
+    assert store.retries == 4
+    assert clock.pauses == sorted(clock.pauses), "pauses grow"
+
+
+def test_a_refusal_is_final_at_once() -> None:
+    clock = Clock()
+    store = RetryingStore(Failing([StoreRefusedError("denied")]), clock.policy(60))
+    with pytest.raises(StoreRefusedError):
+        store.stat("x")
+    assert clock.pauses == []
+
+
+def test_patience_ends_and_the_last_error_is_raised() -> None:
+    clock = Clock()
+    errors = [StoreUnavailableError(str(n)) for n in range(1000)]
+    store = RetryingStore(Failing(list(errors)), clock.policy(60))
+    with pytest.raises(StoreUnavailableError) as caught:
+        store.stat("x")
+    assert caught.value is errors[store.retries]
+    assert 45 < clock.now <= 60
+    assert max(clock.pauses) <= LONGEST_PAUSE
+
+
+def test_nobody_there_has_a_patience_of_its_own() -> None:
+    for error, patience in ((StoreUnreachableError("refused"), 3), (StoreUnavailableError("503"), 60)):
+        clock = Clock()
+        store = RetryingStore(Failing([error] * 1000), clock.policy(60, reach_patience=3))
+        with pytest.raises(StoreUnavailableError):
+            store.stat("x")
+        assert patience / 2 < clock.now <= patience
+
+
+def test_silence_counts_from_the_beginning() -> None:
+    """A store that takes a minute to fail has used its patience up by then."""
+    clock = Clock()
+
+    class Silent(MemoryStore):
+        calls = 0
+
+        def stat(self, key: str) -> StoredObject | None:
+            self.calls += 1
+            clock.now += 60
+            raise StoreUnavailableError("timed out")
+
+    silent = Silent()
+    with pytest.raises(StoreUnavailableError):
+        RetryingStore(silent, clock.policy(10)).stat("x")
+    assert silent.calls == 1
+
+
+def test_a_read_that_moves_on_keeps_its_patience() -> None:
+    """Each piece that arrives is progress: a slow, breaking line ends a pull only when nothing comes at all."""
+    clock = Clock()
+    content = bytes(range(256)) * 4
+
+    class Breaking(MemoryStore):
+        def read_into(self, key: str, offset: int, out: memoryview, *, etag: str | None = None) -> None:
+            clock.now += 30
+            if len(out) > 10:
+                out[:10] = content[offset : offset + 10]
+                raise BrokenReadError(10, ConnectionError("reset"))
+            super().read_into(key, offset, out, etag=etag)
+
+    inner = Breaking()
+    inner.put("x", content, crc64nvme(content))
+    out = bytearray(len(content))
+    store = RetryingStore(inner, clock.policy(40))
+    store.read_into("x", 0, memoryview(out))
+    assert out == content
+    assert store.retries == len(content) // 10
