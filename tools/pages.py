@@ -18,12 +18,12 @@ DIRECTORY = Path(__file__).resolve().parent.parent / "docs" / "commands"
 def pages() -> dict[str, str]:
     """Return every page's text by file name."""
     made = {}
-    context = click.Context(cli, info_name="backhaul", max_content_width=100, terminal_width=100)
+    context = click.Context(cli, info_name="backhaul", terminal_width=100, **cli.context_settings)
     lines = ["# Commands", "", "```", cli.get_help(context), "```", ""]
     lines += ["| command | |", "| --- | --- |"]
     for name, command in cli.commands.items():
         lines.append(f"| [{name}]({name}.md) | {command.get_short_help_str(120)} |")
-        inner = click.Context(command, info_name=name, parent=context, max_content_width=100, terminal_width=100)
+        inner = click.Context(command, info_name=name, parent=context, terminal_width=100)
         made[f"{name}.md"] = f"# backhaul {name}\n\n```\n{command.get_help(inner)}\n```\n"
     lines += ["", "## Exit status", "", "| status | meaning |", "| ---: | --- |"]
     lines += [f"| {code} | {meaning} |" for code, meaning, _ in EXIT_CODES]

@@ -11,7 +11,10 @@ The verbs of the command line, as functions::
     with backhaul.open("s3://acme/db7/orders@latest") as file:
         file.seek(-4096, 2)
 
-Errors are ``backhaul.errors.BackhaulError`` and its subclasses. Modules load on first use.
+Verbs: ``push``, ``pull``, ``list``, ``show``, ``verify``, ``clean``, ``open``. Options: ``PushOptions``,
+``PullOptions``. Streams come from a ``CommandSource`` or ``StreamSource`` and go to a ``CommandTarget``,
+``FileTarget`` or ``StreamTarget``. Errors are ``backhaul.errors.BackhaulError`` and its subclasses. All but
+``push`` load on first use: ``help(backhaul.pull)`` shows the rest.
 """
 
 from __future__ import annotations
@@ -20,6 +23,7 @@ import importlib
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
+from backhaul import errors as errors
 from backhaul.version import VERSION as __version__
 
 if TYPE_CHECKING:
@@ -91,6 +95,7 @@ __all__ = [
     "VerifyResult",
     "__version__",
     "clean",
+    "errors",
     "list",
     "open",
     "pull",

@@ -17,6 +17,7 @@ class BackhaulError(Exception):
         what: what failed, with the thing named.
         why: the reason, in the words of whoever refused.
         todo: what the reader can do about it.
+        details: facts for programs, printed with ``--json``.
     """
 
     exit_code: ClassVar[int] = 1
@@ -26,6 +27,7 @@ class BackhaulError(Exception):
         self.what = what
         self.why = why
         self.todo = todo
+        self.details: dict[str, object] = {}
 
 
 class FailedError(BackhaulError):
@@ -126,7 +128,7 @@ class StoreRefusedError(StoreError, ConfigurationError):
     exit_code = 10
 
 
-# One table for docs/EXIT-CODES.md and the tests: (status, meaning, the classes that lead to it).
+# One table for docs/commands/README.md and the tests: (status, meaning, the classes that lead to it).
 EXIT_CODES: tuple[tuple[int, str, tuple[type[BackhaulError], ...]], ...] = (
     (0, "complete", ()),
     (1, "failed", (FailedError,)),

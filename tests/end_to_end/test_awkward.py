@@ -114,6 +114,29 @@ def test_one_place_under_two_names(local_cli: Cli) -> None:
         assert local_cli("push", "s", second, "--", "echo", "x").code == 2
 
 
+def test_a_forgotten_dash_dash(local_cli: Cli) -> None:
+    result = local_cli("push", "./s", "pg_dump", "app", input=b"data")
+    assert result.code == 2
+    assert "Put -- before the command" in result.err
+    assert [p.name for p in local_cli.directory.iterdir()] == []
+
+
+def test_dumps_are_private_and_failures_leave_no_directories(local_cli: Cli) -> None:
+    assert local_cli("push", "a/b/c", "--", "sh", "-c", "echo x; exit 1").code == 1
+    assert list(local_cli.directory.iterdir()) == []
+    local_cli.ok("push", "a/b/c", "--", "echo", "x")
+    for path in (local_cli.directory / "a").rglob("*"):
+        assert path.stat().st_mode & 0o077 == 0, path
+
+
+def test_a_failed_push_still_names_what_it_committed(local_cli: Cli) -> None:
+    done = local_cli("push", "s", "t", "--json", "--", "sh", "-c", "rm -f t/*/claim.json; echo x")
+    assert done.code == 1
+    document = json.loads(done.out)
+    assert [d["state"] for d in document["destinations"]] == ["committed", "failed"]
+    assert (local_cli.directory / "s" / document["id"] / "manifest.json").exists()
+
+
 def test_text_that_is_none(local_cli: Cli) -> None:
     odd = os.fsdecode(b"odd \xff argument")
     local_cli.ok("push", "s", "--expect", os.fsdecode(b"\xff"), "--", "printf", "data \\377", odd)

@@ -347,7 +347,9 @@ def test_bars_on_a_terminal_and_no_color(cli: Cli, tmp_path: Path) -> None:
         ).stdout
 
     colored = on_terminal({})
-    assert re.search(r"in 9\.00 MB at .*out 9\.0\d MB at .*ratio 1\.00", re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", colored))
+    plain = re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", colored)
+    assert re.search(r"in 9\.00 MB at .*/s, ratio 1\.00, ", plain)
+    assert re.search(r"two +out 9\.0\d MB at .*/s committed", plain)
     assert re.search(r"\x1b\[[0-9;]*3\dm", colored)
     time.sleep(1.1)
     assert not re.search(r"\x1b\[[0-9;]*3\dm", on_terminal({"NO_COLOR": "1"}))

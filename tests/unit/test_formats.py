@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from backhaul.errors import ConfigurationError, FormatError, UsageError
 from backhaul.formats import manifest as manifest_format
 from backhaul.formats import names, part_sizes, seekable
-from backhaul.formats.location import parse_location, parse_reference
+from backhaul.formats.location import parse_location, parse_reference, parse_series
 from backhaul.formats.quantities import format_duration, format_size, parse_duration, parse_rate, parse_size
 from backhaul.formats.redaction import redact_command
 from backhaul.formats.seekable import SeekTable
@@ -260,6 +260,21 @@ def test_locations_that_are_refused(text: str) -> None:
 def test_a_store_that_no_config_names() -> None:
     with pytest.raises(ConfigurationError, match="offsite"):
         parse_location("offsite:db7/orders")
+
+
+def test_a_whole_series_is_not_one_backup() -> None:
+    assert parse_series("/b/me@home").path == "/b/me@home"
+    for text in ("s3://b/x@latest", "/b/x@2026-11-21", "/b/x@20261121T020000Z"):
+        with pytest.raises(UsageError) as caught:
+            parse_series(text)
+        assert text.partition("@")[0] in caught.value.todo
+
+
+@pytest.mark.parametrize("text", ["s3:/b/x", "s3//b/x", "s3:b/x"])
+def test_what_is_almost_s3(text: str) -> None:
+    with pytest.raises(UsageError) as caught:
+        parse_location(text)
+    assert "s3://b/x" in caught.value.todo
 
 
 def test_references() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import datetime as dt
+import shlex
 import sys
 
 import click
@@ -35,7 +36,7 @@ def list_(series: str, long: bool, as_json: bool) -> None:
         print_json("list", result)
         return
     if not result.backups:
-        console().print(f"No committed backup in {series}.", markup=False)
+        console().print(f"No committed backup in {series} (a name that was mistyped looks the same).", markup=False)
         return
     from rich.table import Table
     from rich.text import Text
@@ -98,7 +99,7 @@ def show(series: str, as_json: bool) -> None:
         f"{manifest.started} to {manifest.finished} on {manifest.host}, by backhaul {manifest.tool.version}",
     )
     for producer in manifest.producers:
-        how = " ".join(producer.command) if producer.command else "stdin (how its writer ended is not known)"
+        how = shlex.join(producer.command) if producer.command else "stdin (how its writer ended is not known)"
         row("producer", how)
         ended = f"exit {producer.exit_status}, " if producer.exit_status is not None else ""
         row(
@@ -159,17 +160,23 @@ def verify(series: str, deep: bool, quiet: bool, as_json: bool) -> None:
             "unverifiable": Text("?", "yellow"),
         }
         for check in result.checks:
-            table.add_row(marks[check.state], Text(check.object), Text(check.check), Text(check.detail))
+            detail = Text(check.detail, overflow="fold")
+            table.add_row(marks[check.state], Text(check.object), Text(check.check), detail)
         console(sys.stdout).print(table)
         if result.ok:
-            how = f"{format_size(result.bytes_read)} read and compared" if deep else "without reading it"
-            console(sys.stdout).print(f"[green]{result.id} is as it was pushed[/] ({how})")
+            if deep:
+                words = f"[green]{result.id} is as it was pushed[/]: {format_size(result.bytes_read)} read and compared"
+            else:
+                words = f"[green]{result.id}: nothing missing, shortened or replaced[/]; --deep reads the content too"
+            console(sys.stdout).print(words)
     problems = [check for check in result.checks if check.state == "problem"]
     if problems:
         error = IntegrityError(
             f"Backup {result.id} in {result.series} is not as it was pushed",
             "; ".join(f"{check.object}: {check.detail}" for check in problems),
-            "Do not rely on it: verify an older one or another destination, and push a new one.",
+            f"If it was only copied, this tells: backhaul verify --deep {result.series}@{result.id}"
+            if result.content_may_be_right
+            else "Do not rely on it: verify an older one or another destination, and push a new one.",
         )
         raise ReportedError(error) if as_json else error
 

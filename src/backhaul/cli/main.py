@@ -66,9 +66,12 @@ def run(arguments: list[str]) -> int:
         return _report(error, as_json=as_json, arguments=arguments)
     except click.exceptions.Exit as error:
         return error.exit_code
+    except click.exceptions.NoArgsIsHelpError as error:
+        click.echo(error.ctx.get_help(), err=True)
+        return UsageError.exit_code
     except click.UsageError as error:
         command = error.ctx.command_path if error.ctx is not None else "backhaul"
-        usage = UsageError(error.format_message(), "", f"See: {command} --help")
+        usage = UsageError(error.format_message(), "the command line does not fit", f"See: {command} --help")
         return _report(usage, as_json=as_json, arguments=arguments)
     except (KeyboardInterrupt, click.Abort) as error:
         # (click turns the one into the other.)

@@ -46,6 +46,7 @@ def error_document(error: BackhaulError) -> dict[str, Any]:
         "what": error.what,
         "why": error.why,
         "next": error.todo,
+        **error.details,
     }
 
 

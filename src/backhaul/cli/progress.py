@@ -65,36 +65,36 @@ class _PushView:
         return "; ".join(parts)
 
     def render(self) -> RenderableType:
+        from rich.console import Group
         from rich.progress_bar import ProgressBar
         from rich.table import Table
         from rich.text import Text
 
         now = time.monotonic()
         p = self._progress
-        rate_in = self._rate_in.update(now, p.raw)
-        table = Table.grid(padding=(0, 1))
         ratio = f"{p.raw / p.stored:.2f}" if p.stored else "-"
+        summary = Text(
+            f"in {format_size(p.raw)} at {format_size(self._rate_in.update(now, p.raw))}/s, ratio {ratio}, "
+            f"{format_duration(now - self._start)}",
+            no_wrap=True,
+        )
+        table = Table.grid(padding=(0, 1))
+        for _ in range(4):
+            table.add_column(no_wrap=True)
         for destination in p.destinations:
             rate = self._rates.setdefault(destination.series, Rate()).update(now, destination.sent)
             done = destination.state in ("committed", "failed")
             style = {"committed": "green", "failed": "red"}.get(destination.state, "")
             bar = ProgressBar(
-                total=1 if done else None,
-                completed=1 if done else 0,
-                width=16,
-                pulse=not done,
-                animation_time=now,
+                total=1 if done else None, completed=1 if done else 0, width=10, pulse=not done, animation_time=now
             )
             table.add_row(
                 bar,
                 Text(_shortened(destination.series), style="bold"),
-                f"in {format_size(p.raw)} at {format_size(rate_in)}/s",
                 f"out {format_size(destination.sent)} at {format_size(rate)}/s",
-                f"ratio {ratio}",
                 Text(destination.state, style=style),
-                format_duration(now - self._start),
             )
-        return table
+        return Group(summary, table)
 
 
 class _PullView:
@@ -157,8 +157,14 @@ def _shown(view: _PushView | _PullView, *, quiet: bool) -> Iterator[ErrorLine]:
         from rich.text import Text
 
         out = console()
-        with Live(console=out, get_renderable=view.render, refresh_per_second=1 / _REFRESH, redirect_stderr=False):
-            yield lambda line: out.print(Text(line.decode(errors="replace")))
+        with Live(
+            console=out, get_renderable=view.render, refresh_per_second=1 / _REFRESH, redirect_stderr=False
+        ) as live:
+            try:
+                yield lambda line: out.print(Text(line.decode(errors="replace")))
+            except BaseException:
+                live.transient = True  # no bars of what failed above the error
+                raise
         return
 
     def lines() -> None:
@@ -178,5 +184,5 @@ def _plain_line(line: bytes) -> None:
     os.write(2, line + b"\n")
 
 
-def _shortened(series: str, width: int = 40) -> str:
+def _shortened(series: str, width: int = 30) -> str:
     return series if len(series) <= width else "…" + series[-width + 1 :]

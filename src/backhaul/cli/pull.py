@@ -15,7 +15,11 @@ _EPILOG = """\b
 Examples:
   backhaul pull s3://acme/db7/orders -- pg_restore -d orders_copy
   backhaul pull s3://acme/db7/orders@2026-11-20 -o orders.dump
-  backhaul pull /mnt/usb/orders@20261121T020000Z | head
+  backhaul pull /mnt/usb/orders@20261121T020000Z | pg_restore -f orders.sql
+
+\b
+WHEN is a backup's id, 'latest' (the default), or a date or time in UTC: the newest backup
+at or before it; a date alone means the end of that day.
 
 \b
 Prefer -- COMMAND or -o FILE to a pipe: if the backup turns out to be damaged, the
@@ -24,7 +28,7 @@ command is killed and the file never appears, while a pipe can't tell its reader
 
 @click.command(cls=TailCommand, epilog=_EPILOG, short_help="Bring a backup back: to stdout, a file, or a command.")
 @click.argument("series", metavar="SERIES[@WHEN]")
-@click.option("-o", "--output", metavar="FILE", help="Write FILE; it appears when every byte was checked.")
+@click.option("-o", "--output", metavar="FILE", help="Write FILE, replacing it once every byte was checked.")
 @click.option("--stream", metavar="NAME", help="Which stream, if the backup has several.")
 @click.option(
     "--retry-for",
@@ -33,7 +37,9 @@ command is killed and the file never appears, while a pipe can't tell its reader
     metavar="DURATION",
     help="How long a store that is ill or away is tried again.",
 )
-@click.option("--workers", type=click.IntRange(1, 256), help="Fetching and decoding threads.  [default: two a core]")
+@click.option(
+    "--workers", type=click.IntRange(1, 256), metavar="N", help="Fetching and decoding threads.  [default: two a core]"
+)
 @click.option("--quiet", "-q", is_flag=True, help="No progress and no summary; errors only.")
 @option_json("Print the result as one JSON object on stderr (stdout is data).")
 @click.pass_context
@@ -63,7 +69,9 @@ def pull(
 
     command: list[str] | None = ctx.meta[TAIL]
     if command is not None and not command:
-        raise UsageError("There is no command after --", "", "Write e.g.: backhaul pull SERIES -- pg_restore -d app")
+        raise UsageError(
+            "There is no command", "nothing follows the --", "Write e.g.: backhaul pull SERIES -- pg_restore -d app"
+        )
     if command and output is not None:
         raise UsageError("The backup can go to one place only", "both -o and -- COMMAND were given", "Leave one out.")
     to_terminal = not command and output in (None, "-") and sys.stdout.isatty()
@@ -89,6 +97,6 @@ def pull(
     elif not quiet:
         rate = result.raw_size / result.seconds if result.seconds else 0.0
         console().print(
-            f"[bold]{result.id}[/]  {format_size(result.raw_size)} checked and delivered, "
-            f"{format_size(result.stored_size)} fetched, {format_duration(result.seconds)}, {format_size(rate)}/s"
+            f"[bold]{result.id}[/]  {format_size(result.raw_size)} checked and delivered,"
+            f" {format_duration(result.seconds)}, {format_size(rate)}/s"
         )

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import click
 
 from backhaul.cli.command import TAIL, TailCommand, option_json
@@ -37,7 +39,7 @@ ended. Leave compression to Backhaul (pg_dump -Z0): it compresses on all cores."
     default="all",
     show_default=True,
     metavar="all|any|N",
-    help="How many SERIES must hold the backup for exit 0 or 3.",
+    help="How many SERIES must hold the backup: with fewer the status is 1, with these but not all 3.",
 )
 @click.option(
     "--expect",
@@ -52,9 +54,10 @@ ended. Leave compression to Backhaul (pg_dump -Z0): it compresses on all cores."
     default="60s",
     show_default=True,
     metavar="DURATION",
-    help="How long a store that is ill or away is tried again before it counts as failed.",
+    help="How long a store that is ill or away is tried again before it counts as failed; "
+    "before the dump begins one that can't be reached has 3 s.",
 )
-@click.option("--workers", type=click.IntRange(1, 256), help="Compressing threads.  [default: one a core]")
+@click.option("--workers", type=click.IntRange(1, 256), metavar="N", help="Compressing threads.  [default: one a core]")
 @click.option("--quiet", "-q", is_flag=True, help="No progress and no summary; errors only.")
 @option_json("Print the result as one JSON object on stdout.")
 @click.pass_context
@@ -86,7 +89,16 @@ def push(
 
     command: list[str] | None = ctx.meta[TAIL]
     if command is not None and not command:
-        raise UsageError("There is no command after --", "", "Write e.g.: backhaul push SERIES -- pg_dump -Fc app")
+        raise UsageError(
+            "There is no command", "nothing follows the --", "Write e.g.: backhaul push SERIES -- pg_dump -Fc app"
+        )
+    words = [text for text in series if "/" not in text and text not in (".", "..") and not Path(text).exists()]
+    if command is None and len(series) > 1 and words:
+        raise UsageError(
+            f"{words[0]!r} looks like a word of a command",
+            "without -- every word is a SERIES",
+            f"Put -- before the command; for a directory of that name write ./{words[0]}",
+        )
     options = PushOptions(
         name=name,
         compress=compress,

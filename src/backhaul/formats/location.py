@@ -13,6 +13,7 @@ from backhaul.model.location import Location
 _NAMED = re.compile(r"([A-Za-z][A-Za-z0-9_-]*):(?!//)")
 _SCHEME = re.compile(r"([A-Za-z][A-Za-z0-9+.-]*)://")
 _USERINFO = re.compile(r"://[^/\s?]*@|(?<==)[^&\s]*://[^/\s]*@")
+_ALMOST_S3 = re.compile(r"s3(?::/(?!/)|//|:(?!/))")
 _S3_SETTINGS = ("endpoint", "region", "profile")
 
 
@@ -33,6 +34,9 @@ def parse_location(text: str) -> Location:
         raise UsageError(
             f"{text!r} is not a store path", "it is empty" if not text else "it holds a NUL byte", _EXAMPLES
         )
+    if _ALMOST_S3.match(text):
+        bucket = text[2:].lstrip(":/")
+        raise UsageError(f"{text!r} is not a store path", "it is almost one", f"Did you mean s3://{bucket}?")
     scheme = _SCHEME.match(text)
     if scheme is None:
         named = _NAMED.match(text)
@@ -51,6 +55,22 @@ def parse_location(text: str) -> Location:
     if scheme[1].lower() == "s3":
         return _parse_s3(text, text[scheme.end() :])
     raise UsageError(f"{text!r} is not a store path", f"the scheme {scheme[1]}:// is not known", _EXAMPLES)
+
+
+def parse_series(text: str) -> Location:
+    """Read a SERIES where a whole series is meant, and no backup of it.
+
+    Raises:
+        UsageError: malformed, or it ends with an ``@WHEN``.
+    """
+    path, at, when = text.rpartition("@")
+    if at and "/" not in when:
+        try:
+            parse_when(when)
+        except UsageError:
+            return parse_location(text)
+        raise UsageError(f"{text!r} names one backup", "a whole series is meant here", f"Write {path}.")
+    return parse_location(text)
 
 
 def parse_reference(text: str) -> tuple[Location, When]:

@@ -47,7 +47,10 @@ def parse_rate(text: str) -> int:
     Raises:
         UsageError: it is no rate.
     """
-    rate = parse_size(text)
+    try:
+        rate = parse_size(text)
+    except UsageError as error:
+        raise UsageError(f"{text!r} is not a rate", error.why, "Write e.g. 40M, for 40 MB a second.") from error
     if rate < 1:
         raise UsageError(
             f"{text!r} is not a rate", "nothing would ever arrive", "Write e.g. 40M, or leave --limit out."

@@ -92,6 +92,10 @@ class ShowResult(msgspec.Struct, frozen=True, kw_only=True):
     manifest: Manifest
 
 
+# Checks that tell another object from the one that was stored; its content may be the same all the same.
+IDENTITY_CHECKS = ("unchanged", "checksum", "etag")
+
+
 class Check(msgspec.Struct, frozen=True, kw_only=True):
     """One thing that ``verify`` looked at. ``state`` is ``ok``, ``problem`` or ``unverifiable``."""
 
@@ -115,6 +119,11 @@ class VerifyResult(msgspec.Struct, frozen=True, kw_only=True):
     def ok(self) -> bool:
         """Whether nothing was found wrong."""
         return all(check.state != "problem" for check in self.checks)
+
+    @property
+    def content_may_be_right(self) -> bool:
+        """Whether all that is wrong is that the object is not the same one: a copy would look like that."""
+        return all(check.check in IDENTITY_CHECKS for check in self.checks if check.state == "problem")
 
 
 class CleanAction(msgspec.Struct, frozen=True, kw_only=True):

@@ -198,7 +198,7 @@ class Destination:
                 series=self.text,
                 state="committed",
                 stored_size=self.committed.stored_size,
-                manifest=f"{self.text}/{names.object_key(self.committed.id, names.MANIFEST)}",
+                manifest=f"{self.store.url}/{names.object_key(self.committed.id, names.MANIFEST)}",
             )
         error = self.failure
         return DestinationResult(

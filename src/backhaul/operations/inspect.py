@@ -8,7 +8,7 @@ import msgspec
 
 from backhaul.errors import BackhaulError
 from backhaul.formats import names
-from backhaul.formats.location import parse_location, parse_reference
+from backhaul.formats.location import parse_reference, parse_series
 from backhaul.model.objects import StoredObject
 from backhaul.model.results import BackupSummary, ListResult, ShowResult
 from backhaul.operations import series
@@ -30,7 +30,7 @@ def list_backups(text: str, *, long: bool = False) -> ListResult:
     Raises:
         StoreError: the series could not be listed. (An empty or absent series is an empty list.)
     """
-    location = parse_location(text)
+    location = parse_series(text)
     store = open_store(location, policy=RetryPolicy(PATIENCE))
     try:
         backups = [_summary(i, objects) for i, objects in series.committed_backups(store).items()]

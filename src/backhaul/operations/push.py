@@ -29,7 +29,7 @@ from backhaul import version
 from backhaul.errors import BackhaulError, FailedError, SourceError, UsageError
 from backhaul.formats import manifest as manifest_format
 from backhaul.formats import names, seekable
-from backhaul.formats.location import parse_location
+from backhaul.formats.location import parse_series
 from backhaul.model.location import Location
 from backhaul.model.manifest import (
     Codec,
@@ -130,7 +130,7 @@ def push(
     if not destinations:
         raise UsageError("push has no destination", "no SERIES was given", "Write: backhaul push SERIES -- COMMAND")
     required = required_destinations(options.require, len(destinations))
-    locations = [parse_location(text) for text in destinations]
+    locations = [parse_series(text) for text in destinations]
     if len({_identity(location) for location in locations}) != len(locations):
         raise UsageError("push has a destination twice", ", ".join(destinations), "Name each SERIES once.")
     memory.settle_allocator()
@@ -266,12 +266,14 @@ class _Push:
         """Read the stream in blocks; its end is only its end when the producer says so too."""
         while True:
             buffer = pool.take()
-            size = self.source.read_into(buffer)
+            size = 0
+            while size < len(buffer) and (count := self.source.read_into(buffer[size:])):
+                size += count
+                self.progress.raw += count
             if size:
                 block = buffer[:size]
                 self.raw_digest.feed(block)
                 self.tail = (self.tail + bytes(block[-MARKER_WINDOW:]))[-MARKER_WINDOW:]
-                self.progress.raw += size
                 yield _Block(buffer, size)
             if size < len(buffer):
                 break
@@ -412,12 +414,15 @@ class _Push:
         committed = [d.text for d in self.destinations if d.committed is not None]
         if len(self.destinations) == 1 and failures:
             return failures[0][1]
-        return FailedError(
+        error = FailedError(
             f"{len(committed)} of {self.required} required destinations hold backup {self.id}",
             "; ".join(f"{failure.what}: {failure.why}" for _, failure in failures),
             (f"Committed and whole: {', '.join(committed)}. " if committed else "")
             + " ".join(f"{destination.text}: {failure.todo}" for destination, failure in failures),
         )
+        fates = [msgspec.to_builtins(destination.result()) for destination in self.destinations]
+        error.details = {"id": self.id, "required": self.required, "destinations": fates}
+        return error
 
 
 def _identity(location: Location) -> tuple[str | None, ...]:

@@ -10,7 +10,7 @@ from backhaul.errors import BackhaulError, IntegrityError, ObjectNotFoundError, 
 from backhaul.formats import names
 from backhaul.formats.location import parse_reference
 from backhaul.model.manifest import Manifest, StreamRecord
-from backhaul.model.results import Check, VerifyResult
+from backhaul.model.results import IDENTITY_CHECKS, Check, VerifyResult
 from backhaul.operations import memory, series
 from backhaul.operations.progress import PullProgress
 from backhaul.operations.pull import decoded
@@ -58,7 +58,7 @@ def verify(
         counters.total = manifest.raw_size
         for record in manifest.streams:
             found = _shallow(store, manifest, record)
-            if deep and all(check.state != "problem" or check.check in _IDENTITY for check in found):
+            if deep and all(check.state != "problem" or check.check in IDENTITY_CHECKS for check in found):
                 content = _deep(store, manifest, record, workers or 2 * memory.default_workers(), counters)
                 if content.state == "ok":
                     found = [_outweighed(check) for check in found]
@@ -76,15 +76,13 @@ def verify(
     )
 
 
-# Checks that tell another object from the one that was stored; its content may be the same all the same.
-_IDENTITY = ("unchanged", "checksum", "etag")
-
-
 def _outweighed(check: Check) -> Check:
     """Return what is left of a check when every byte was read and is right."""
     if check.state != "problem":
         return check
-    return msgspec.structs.replace(check, state="ok", detail=f"{check.detail} (it is right)")
+    return msgspec.structs.replace(
+        check, state="ok", detail="not the same object as at the commit, but every byte is right"
+    )
 
 
 def _shallow(store: Store, manifest: Manifest, record: StreamRecord) -> list[Check]:
@@ -108,7 +106,7 @@ def _shallow(store: Store, manifest: Manifest, record: StreamRecord) -> list[Che
     known = record.store
     if found.modified_ns is not None and known.modified is not None:
         same = found.modified_ns == known.modified
-        changed = "the file was written or copied since it was committed; --deep compares its content"
+        changed = "the file was written or copied since it was committed"
         checks.append(check("unchanged", same, "the file was not written since" if same else changed))
         return checks
     for name, ours, theirs in (("checksum", known.checksum, found.checksum), ("etag", known.etag, found.etag)):

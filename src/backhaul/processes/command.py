@@ -8,6 +8,7 @@ from __future__ import annotations
 import contextlib
 import os
 import select
+import shlex
 import signal
 import subprocess
 import sys
@@ -137,7 +138,7 @@ class Command:
     @property
     def name(self) -> str:
         """The command for messages, its secrets masked."""
-        return " ".join(redact_command(self.arguments))
+        return shlex.join(redact_command(self.arguments))
 
     @property
     def tail(self) -> str:

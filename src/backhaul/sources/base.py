@@ -34,7 +34,7 @@ class Source(Protocol):
         ...
 
     def read_into(self, buffer: memoryview) -> int:
-        """Fill the buffer as far as the stream goes; fewer bytes than its length mean the stream's end.
+        """Read some bytes to the buffer's beginning, as soon as there are any; 0 means the stream's end.
 
         Raises:
             SourceError: reading failed.
@@ -55,8 +55,8 @@ class Source(Protocol):
         ...
 
 
-def fill(descriptor: int, buffer: memoryview, group: Supervisor, name: str) -> int:
-    """Read from a descriptor until the buffer is full or the stream ends, or the group stops.
+def read_some(descriptor: int, buffer: memoryview, group: Supervisor, name: str) -> int:
+    """Read what a descriptor has, as soon as it has any; 0 at its end.
 
     Raises:
         SourceError: the read failed.
@@ -65,17 +65,12 @@ def fill(descriptor: int, buffer: memoryview, group: Supervisor, name: str) -> i
     poll = select.poll()
     poll.register(descriptor, select.POLLIN)
     poll.register(group.fileno(), select.POLLIN)
-    done = 0
-    while done < len(buffer):
+    while True:
         poll.poll()
         group.check()
         try:
-            count = os.readv(descriptor, [buffer[done:]])
+            return os.readv(descriptor, [buffer])
         except BlockingIOError:
             continue
         except OSError as error:
             raise SourceError(f"Could not read {name}", error.strerror or str(error), "Check the producer.") from error
-        if count == 0:
-            break
-        done += count
-    return done

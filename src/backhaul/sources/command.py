@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import shlex
 import shutil
 import time
 from collections.abc import Callable, Sequence
+from pathlib import Path
 
 from backhaul.errors import SourceError
 from backhaul.formats.redaction import redact_command
@@ -12,14 +14,14 @@ from backhaul.model.manifest import ProducerRecord
 from backhaul.pipeline.supervisor import Supervisor
 from backhaul.processes.command import Command
 from backhaul.processes.pipes import widen_pipe
-from backhaul.sources.base import fill
+from backhaul.sources.base import read_some
 
 
 class CommandSource:
     """Runs a command and reads its stdout. Its stdin and terminal are inherited, so it may ask for a password."""
 
     def __init__(self, arguments: Sequence[str], on_error_line: Callable[[bytes], None] | None = None) -> None:
-        self.name = " ".join(redact_command(arguments))
+        self.name = shlex.join(redact_command(arguments))
         self._arguments = arguments
         self._on_error_line = on_error_line
         self._command: Command | None = None
@@ -28,11 +30,15 @@ class CommandSource:
 
     def check(self) -> None:
         """See ``Source.check``."""
-        if shutil.which(self._arguments[0]) is None:
+        program = self._arguments[0]
+        if shutil.which(program) is None:
+            there = "/" in program and Path(program).is_file()
             raise SourceError(
                 f"The command can't be run: {self.name}",
-                f"there is no program {self._arguments[0]!r} that may be executed",
-                "Install it, correct its name, or give its full path.",
+                f"{program!r} is not executable" if there else f"there is no program {program!r} on the PATH",
+                f"chmod +x {program}"
+                if there
+                else "Install it, or correct its name; a line of shell goes through sh -c '...'.",
             )
 
     def start(self, group: Supervisor) -> None:
@@ -46,7 +52,7 @@ class CommandSource:
     def read_into(self, buffer: memoryview) -> int:
         """See ``Source.read_into``."""
         assert self._command is not None and self._group is not None and self._command.output is not None
-        return fill(self._command.output, buffer, self._group, self.name)
+        return read_some(self._command.output, buffer, self._group, self.name)
 
     def finish(self) -> ProducerRecord:
         """See ``Source.finish``."""

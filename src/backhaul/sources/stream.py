@@ -9,7 +9,7 @@ from backhaul.errors import SourceError, UsageError
 from backhaul.model.manifest import ProducerRecord
 from backhaul.pipeline.supervisor import Supervisor
 from backhaul.processes.pipes import widen_pipe
-from backhaul.sources.base import fill
+from backhaul.sources.base import read_some
 
 
 class StreamSource:
@@ -45,7 +45,7 @@ class StreamSource:
     def read_into(self, buffer: memoryview) -> int:
         """See ``Source.read_into``."""
         assert self._group is not None
-        return fill(self._descriptor, buffer, self._group, self.name)
+        return read_some(self._descriptor, buffer, self._group, self.name)
 
     def finish(self) -> ProducerRecord:
         """See ``Source.finish``."""

@@ -43,6 +43,7 @@ class LocalStore:
         self._root = Path(root).absolute()
         self._lock = threading.Lock()
         self._descriptors: dict[str, int] = {}
+        self._made: list[Path] = []
 
     def put(self, key: str, body: Body, crc64nvme: int, *, if_absent: bool = True) -> StoredObject:
         """See ``Store.put``."""
@@ -126,7 +127,7 @@ class LocalStore:
         try:
             descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
         except FileNotFoundError as error:
-            raise ObjectNotFoundError(f"{path} does not exist", str(error), "") from error
+            raise ObjectNotFoundError(f"{path} does not exist", str(error), "Run: backhaul verify") from error
         except OSError as error:
             raise self._translated(error, f"Could not read {path}") from error
         try:
@@ -139,6 +140,7 @@ class LocalStore:
                     raise IntegrityError(
                         f"{path} is too short",
                         f"it ends at byte {offset + done}, and {len(out) - done} more are due",
+                        "Run: backhaul verify --deep",
                     )
                 done += count
         except OSError as error:
@@ -226,7 +228,7 @@ class LocalStore:
         for last_try in (False, False, True):
             self._make_directories(temporary.parent)
             try:
-                return os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o666)
+                return os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
             except FileNotFoundError:
                 # Another run removed the directory, empty by then, after it was made here.
                 if last_try:
@@ -239,9 +241,11 @@ class LocalStore:
             return
         self._make_directories(directory.parent)
         try:
-            directory.mkdir()
+            directory.mkdir(0o700)  # a dump is private until somebody says otherwise
         except FileExistsError:
             return
+        with self._lock:
+            self._made.append(directory)
         _flush_directory(directory.parent)
 
     def _publish(self, upload: Upload, *, if_absent: bool) -> StoredObject:
@@ -285,12 +289,16 @@ class LocalStore:
             os.close(descriptor)
 
     def _remove_empty(self, directory: Path) -> None:
-        """Remove a backup's directory when nothing is left in it; never the root or what lies above."""
-        if directory != self._root and self._root in directory.parents:
+        """Remove a backup's directory when nothing is left in it, and then those above that this run made."""
+        with self._lock:
+            made = self._made[::-1]
+        if directory == self._root or self._root not in directory.parents:
+            return
+        for path in [directory, *(path for path in made if path != directory)]:
             try:
-                directory.rmdir()
+                path.rmdir()
             except OSError:
-                pass  # not empty, or gone: both are right
+                break  # not empty, or gone: both are right
 
     def _translated(self, error: OSError, what: str) -> StoreError:
         why = os.strerror(error.errno) if error.errno else str(error)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shlex
 from collections.abc import Callable, Sequence
 
 from backhaul.errors import TargetError
@@ -20,7 +21,7 @@ class CommandTarget:
     """Runs a command and writes to its stdin. Unless ``commit`` is reached it is killed, never given an end."""
 
     def __init__(self, arguments: Sequence[str], on_error_line: Callable[[bytes], None] | None = None) -> None:
-        self.name = " ".join(redact_command(arguments))
+        self.name = shlex.join(redact_command(arguments))
         self._arguments = arguments
         self._on_error_line = on_error_line
         self._command: Command | None = None
@@ -67,5 +68,5 @@ class CommandTarget:
         return TargetError(
             f"The command failed: {self.name}",
             status + (f"; its last words:\n{tail}" if tail else "; it wrote nothing to stderr"),
-            "The backup is fine; see to the command and pull again.",
+            "See to the command and pull again; in what was read of the backup there was no damage.",
         )

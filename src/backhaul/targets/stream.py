@@ -30,7 +30,9 @@ def write_all(descriptor: int, data: memoryview, name: str, group: Supervisor) -
                 poll.poll()
     except BrokenPipeError as error:
         raise TargetError(
-            f"{name} stopped reading", "its end of the pipe is closed", "See why it ended early; the backup is fine."
+            f"{name} stopped reading",
+            "its end of the pipe is closed",
+            "See why it ended early; what was read of the backup was undamaged.",
         ) from error
     except OSError as error:
         raise TargetError(

@@ -46,7 +46,7 @@ class S3Store:
     """Objects under ``s3://bucket/prefix/``. Thread-safe; one client, one pool of connections."""
 
     def __init__(self, location: Location) -> None:
-        self.url = location.text
+        self.url = f"s3://{location.bucket}/{location.path}"
         self.parts = PartRules(buffered=True, parallel=PARALLEL_PARTS)
         self._bucket = location.bucket
         self._prefix = location.path + "/"
@@ -221,6 +221,7 @@ class S3Store:
                     raise IntegrityError(
                         f"{self._name(key)} is too short",
                         f"asked for {len(out)} bytes from {offset}, the store has {expected}",
+                        "Run: backhaul verify --deep",
                     )
                 while done < len(out):
                     try:
