@@ -103,7 +103,7 @@ def play(demo: Demo, dump: Path) -> None:
 
     demo.say(f"verify {s3_series}")
     shallow = demo.run("verify", s3_series)
-    console.print("[green]as it was pushed[/], without reading it")
+    console.print("[green]nothing missing, shortened or replaced[/], and nothing downloaded to see it")
     demo.figure("verify", 0, shallow["seconds"], f"{len(shallow['checks'])} checks, 0 bytes read")
     demo.say(f"verify --deep {local_series}")
     deep = demo.run("verify", "--deep", local_series)

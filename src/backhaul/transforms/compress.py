@@ -28,7 +28,8 @@ _AUTO_PARAMETERS = {
     "target_length": 0,
 }
 # For data that does not compress: the same strategy with so large a step that it looks at next to nothing
-# and copies (5 GB/s a core into memory that is warm, against 3.7 with a step of one). The result is an ordinary frame of raw blocks.
+# and copies (5 GB/s a core into memory that is warm, against 3.7 with a step of one). The result is an ordinary
+# frame of raw blocks.
 _SKIP_PARAMETERS = {**_AUTO_PARAMETERS, "target_length": 131072}
 # How ``auto`` decides: four samples spread over the block are compressed; if they save less than this share
 # the block is passed on as it is. A wrong guess costs ratio on one block, never correctness.
