@@ -90,7 +90,7 @@ def test_a_marker_that_is_missing_at_the_end_of_a_long_stream(
 
 def test_grandchildren_of_an_aborted_producer_do_not_live_on(cli: Cli, tmp_path: Path) -> None:
     pids = tmp_path / "pids"
-    script = f"(echo $$; sh -c 'echo $$; sleep 600') > '{pids}' & sh -c 'echo $$' >> '{pids}'; yes | cat"
+    script = f"(echo $$; sh -c 'echo $$; sleep 600') >> '{pids}' & sh -c 'echo $$' >> '{pids}'; yes | cat"
     process = cli.start("push", str(tmp_path / "s"), "--quiet", "--", "sh", "-c", script)
     wait_until(lambda: pids.exists() and len(pids.read_text().split()) >= 3)
     process.send_signal(signal.SIGTERM)
