@@ -78,12 +78,11 @@ def parse_duration(text: str) -> float:
 
 def format_size(size: float) -> str:
     """Write bytes for people: ``0 B``, ``1.2 kB``, ``4.29 GB`` (powers of 1,000)."""
-    for unit in ("B", "kB", "MB", "GB", "TB"):
-        if abs(size) < 999.5 or unit == "TB":
-            break
+    units = ["B", "kB", "MB", "GB", "TB"]
+    while abs(size) >= 999.5 and len(units) > 1:
         size /= 1000
-    else:  # pragma: no cover - the loop always breaks
-        unit = "TB"
+        units.pop(0)
+    unit = units[0]
     if unit == "B":
         return f"{size:.0f} B"
     digits = 2 if abs(size) < 9.995 else 1 if abs(size) < 99.95 else 0
