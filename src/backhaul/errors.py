@@ -106,8 +106,16 @@ class StoreUnavailableError(StoreError):
     transient = True
 
 
+class StoreThrottledError(StoreUnavailableError):
+    """The store asked for fewer requests (503 SlowDown, 429)."""
+
+
 class StoreUnreachableError(StoreUnavailableError):
     """No connection came about at all: nothing is known of the store, not even whether it exists."""
+
+
+class StoreStalledError(StoreError):
+    """The store took nothing for so long, while the stream waited for it, that it was given up."""
 
 
 class StoreFullError(StoreError):

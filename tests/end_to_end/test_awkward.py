@@ -158,7 +158,7 @@ def test_markup_and_escapes_in_names(local_cli: Cli) -> None:
 
 
 @pytest.mark.parametrize(
-    "change", [('"frames": 1', '"frames": -5'), ('"1.0"', '"' + "9" * 5000 + '.0"'), ('"offset": ', '"offset": 9')]
+    "change", [('"frames": 1', '"frames": -5'), ('"1.1"', '"' + "9" * 5000 + '.0"'), ('"offset": ', '"offset": 9')]
 )
 def test_hostile_manifests(local_cli: Cli, change: tuple[str, str]) -> None:
     local_cli.ok("push", "s", "--", "echo", "x")

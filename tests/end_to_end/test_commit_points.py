@@ -21,7 +21,8 @@ from backhaul.operations.destination import Destination
 from backhaul.operations.push import PushOptions, push
 from backhaul.pipeline.supervisor import Supervisor
 from backhaul.sources.command import CommandSource
-from backhaul.stores.base import Body
+from backhaul.stores.base import Kind
+from backhaul.stores.body import Body
 from backhaul.stores.retry import RetryingStore, RetryPolicy
 from backhaul.testing.memory_store import MemoryStore
 from backhaul.transforms.digest import crc64nvme
@@ -43,7 +44,9 @@ class HoldingStore(MemoryStore):
             self.reached.set()
             assert self.go.wait(60)
 
-    def put(self, key: str, body: Body, crc64nvme: int, *, if_absent: bool = True) -> StoredObject:
+    def put(
+        self, key: str, body: Body, crc64nvme: int, *, if_absent: bool = True, kind: Kind = "record"
+    ) -> StoredObject:
         self._hold(key.rpartition("/")[2])
         return super().put(key, body, crc64nvme, if_absent=if_absent)
 
@@ -117,7 +120,9 @@ class FailingStore(MemoryStore):
         super().__init__()
         self.rule, self.after = rule, after
 
-    def put(self, key: str, body: Body, crc64nvme: int, *, if_absent: bool = True) -> StoredObject:
+    def put(
+        self, key: str, body: Body, crc64nvme: int, *, if_absent: bool = True, kind: Kind = "record"
+    ) -> StoredObject:
         fails = self.rule(key)
         if fails and not self.after:
             raise StoreUnavailableError("put failed", "503", "")

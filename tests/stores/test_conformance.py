@@ -12,9 +12,11 @@ from backhaul.stores.base import Store
 from backhaul.stores.local import LocalStore
 from backhaul.stores.open import open_store
 from backhaul.stores.retry import RetryingStore, RetryPolicy
-from backhaul.stores.throttle import ThrottledStore
+from backhaul.stores.throttle import RateLimit, ThrottledStore
 from backhaul.testing.conformance import StoreConformance
 from backhaul.testing.memory_store import MemoryStore
+
+NO_LIMIT = RateLimit(lambda count: None, lambda count: None, 1 << 20)
 
 
 class TestMemory(StoreConformance):
@@ -42,7 +44,7 @@ class TestWrapped(StoreConformance):
 
     @pytest.fixture
     def store(self, tmp_path: Path) -> Iterator[Store]:
-        throttled = ThrottledStore(LocalStore(str(tmp_path)), lambda count: None)
+        throttled = ThrottledStore(LocalStore(str(tmp_path)), NO_LIMIT)
         store = RetryingStore(throttled, RetryPolicy(1.0))
         yield store
         store.close()
@@ -61,6 +63,6 @@ class TestSeaweedFS(StoreConformance):
 class TestThrottledSeaweedFS(StoreConformance):
     @pytest.fixture
     def store(self, s3_environment: None, bucket: str) -> Iterator[Store]:
-        store = open_store(parse_location(f"s3://{bucket}/series"), throttle=lambda count: None)
+        store = open_store(parse_location(f"s3://{bucket}/series"), limit=NO_LIMIT)
         yield store
         store.close()

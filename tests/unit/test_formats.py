@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from backhaul.errors import ConfigurationError, FormatError, UsageError
 from backhaul.formats import manifest as manifest_format
-from backhaul.formats import names, part_sizes, seekable
+from backhaul.formats import names, seekable
 from backhaul.formats.location import parse_location, parse_reference, parse_series
 from backhaul.formats.quantities import format_duration, format_size, parse_duration, parse_rate, parse_size
 from backhaul.formats.redaction import redact_command
@@ -322,28 +322,6 @@ def test_sizes_for_people_are_short(size: float) -> None:
     assert len(format_size(size)) <= 9
 
 
-# -- part sizes --------------------------------------------------------------------------------------------
-
-
-def test_part_sizes_stay_within_s3() -> None:
-    targets = [part_sizes.target_size(n) for n in range(1, part_sizes.MAX_PARTS + 1)]
-    assert targets[0] == 8 << 20
-    assert min(targets) >= part_sizes.MIN_SIZE
-    assert max(targets) + (5 << 20) <= part_sizes.MAX_SIZE
-    assert targets == sorted(targets)
-    assert sum(targets) == part_sizes.reach() > 8 * 10**12
-
-
-@given(st.integers(0, part_sizes.reach()))
-def test_largest_target_is_that_of_the_last_part(size: int) -> None:
-    left, number = size, 0
-    while left > 0:
-        number += 1
-        step = part_sizes.target_size(number)
-        skip = min(left // step, part_sizes.PARTS_PER_STEP - 1 - (number - 1) % part_sizes.PARTS_PER_STEP)
-        number += skip
-        left -= step * (skip + 1)
-    assert part_sizes.largest_target(size) == part_sizes.target_size(max(number, 1))
 
 
 # -- secrets -----------------------------------------------------------------------------------------------

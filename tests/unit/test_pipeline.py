@@ -11,7 +11,6 @@ import pytest
 
 from backhaul.pipeline.buffers import BufferPool
 from backhaul.pipeline.ordered_map import OrderedMap
-from backhaul.pipeline.pool import WorkerPool
 from backhaul.pipeline.supervisor import StoppedError, Supervisor
 from backhaul.pipeline.tee import PieceQueue, Tee
 from backhaul.pipeline.token_bucket import TokenBucket
@@ -237,46 +236,6 @@ def test_an_abort_never_looks_like_an_end() -> None:
 # -- worker pool -------------------------------------------------------------------------------------------
 
 
-def test_no_more_than_the_workers_run_at_once_and_submit_waits() -> None:
-    running = most = 0
-    lock = threading.Lock()
-
-    def work() -> None:
-        nonlocal running, most
-        with lock:
-            running += 1
-            most = max(most, running)
-        time.sleep(0.002)
-        with lock:
-            running -= 1
-
-    with Supervisor("pool") as group:
-        pool = WorkerPool(group, 3, "w")
-        for _ in range(40):
-            pool.submit(work)
-        pool.drain()
-        assert running == 0
-        pool.close()
-    assert most == 3
-
-
-def test_a_failure_of_the_pool_is_its_own() -> None:
-    def fails() -> None:
-        raise BoomError
-
-    with Supervisor("own") as group:
-        pool = WorkerPool(group, 2, "w")
-        pool.submit(fails)
-        with pytest.raises(BoomError):
-            pool.drain()
-        with pytest.raises(BoomError):
-            pool.submit(lambda: None)
-        assert not group.stopped
-        assert pool.wait_idle(1)
-        pool.close()
-    assert alive("own") == []
-
-
 # -- token bucket ------------------------------------------------------------------------------------------
 
 
@@ -287,7 +246,7 @@ def test_the_rate_is_kept_over_many_callers() -> None:
         nonlocal now
         now += seconds
 
-    bucket = TokenBucket(1000, clock=lambda: now, sleep=sleep)
+    bucket = TokenBucket(lambda: 1000, clock=lambda: now, sleep=sleep)
     for _ in range(100):
         bucket.take(100)
     # 10,000 bytes at 1,000 a second, less what a tenth of a second of burst lets through.
@@ -303,7 +262,7 @@ def test_a_pause_is_not_saved_up_beyond_the_burst() -> None:
         slept.append(seconds)
         now += seconds
 
-    bucket = TokenBucket(1000, clock=lambda: now, sleep=sleep)
+    bucket = TokenBucket(lambda: 1000, clock=lambda: now, sleep=sleep)
     now = 3600.0
     bucket.take(1000)
     bucket.take(1000)

@@ -16,6 +16,7 @@ from backhaul.cli.command import ExampleGroup
 from backhaul.cli.output import ReportedError, error_document, print_error, print_json
 from backhaul.errors import BackhaulError, FailedError, InterruptedByUserError, UsageError
 from backhaul.formats.redaction import redact_text
+from backhaul.operations.places import CONFIG_VARIABLE
 from backhaul.version import VERSION
 
 _EPILOG = """\b
@@ -25,8 +26,8 @@ Examples:
   backhaul pull s3://acme/db7/orders -- pg_restore -d orders_copy
 
 \b
-A SERIES is a store path: s3://bucket/path or a directory. SERIES@WHEN is one of its
-backups: an id, 'latest' (the default), or a date or time (UTC).
+A SERIES is a store path: s3://bucket/path, a directory, or NAME:path for a store of the
+config. SERIES@WHEN is one of its backups: an id, 'latest' (the default), or a date or time (UTC).
 S3 credentials come from the AWS environment or profile; AWS_ENDPOINT_URL names another
 S3 store, and s3://bucket/path?endpoint=URL does so for one SERIES.
 
@@ -41,8 +42,15 @@ Exit status: 0 complete, 1 failed, 2 usage, 3 finished but incomplete,
     context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100},
 )
 @click.version_option(VERSION, prog_name="backhaul")
-def cli() -> None:
+@click.option(
+    "--config",
+    metavar="FILE",
+    help="The config, instead of /etc/backhaul/config.toml, conf.d and ~/.config/backhaul/config.toml.",
+)
+def cli(config: str | None) -> None:
     """Database backups off-site in one pass, back in parallel, and never half a backup that looks whole."""
+    if config is not None:
+        os.environ[CONFIG_VARIABLE] = config
 
 
 cli.add_command(push.push)

@@ -9,7 +9,9 @@ import click
 from backhaul.cli.command import TAIL, TailCommand, option_json
 from backhaul.cli.output import ReportedError, console, print_json
 from backhaul.errors import IncompleteError, InterruptedByUserError, UsageError
-from backhaul.formats.quantities import format_duration, format_size, parse_duration, parse_rate
+from backhaul.formats.location import file_of_url
+from backhaul.formats.quantities import format_duration, format_size, parse_duration, parse_size
+from backhaul.formats.timetable import parse_timetable
 from backhaul.model.results import PushResult
 from backhaul.operations.progress import PushProgress
 
@@ -18,13 +20,14 @@ Examples:
   backhaul push s3://acme/db7/orders -- pg_dump -Fc -Z0 orders
   backhaul push s3://acme/db7/orders /mnt/usb/orders --require any -- pg_dump -Fc -Z0 orders
   mariadb-dump --single-transaction app | backhaul push /backups/app --expect '-- Dump completed'
+  backhaul push s3://acme/db7/files --from /var/backups/files.tar --limit 08:00-18:00=5M,40M
 
 \b
 Name the command after -- rather than piping it in: only then can Backhaul see how it
 ended. Leave compression to Backhaul (pg_dump -Z0): it compresses on all cores."""
 
 
-@click.command(cls=TailCommand, epilog=_EPILOG, short_help="Make a backup from a command's output or stdin.")
+@click.command(cls=TailCommand, epilog=_EPILOG, short_help="Make a backup from a command's output, a file or stdin.")
 @click.argument("series", nargs=-1, required=True)
 @click.option("--name", default="data", show_default=True, help="The stream's name.")
 @click.option(
@@ -47,15 +50,40 @@ ended. Leave compression to Backhaul (pg_dump -Z0): it compresses on all cores."
     metavar="TEXT",
     help="Refuse to commit unless the stream's last 4 KiB hold TEXT. Repeatable.",
 )
-@click.option("--limit", metavar="RATE", help="Bytes a second over all connections, e.g. 40M.")
+@click.option(
+    "--from",
+    "from_",
+    metavar="PATH",
+    help="A file instead of a command: if the push is interrupted, the same command goes on where it was.",
+)
+@click.option(
+    "--limit",
+    metavar="RATE",
+    help="Bytes a second over all connections: 40M, or by the hour 08:00-18:00=5M,40M.",
+)
 @click.option("--allow-empty", is_flag=True, help="Accept a stream without a single byte.")
 @click.option(
     "--retry-for",
-    default="60s",
+    default="15m",
     show_default=True,
     metavar="DURATION",
     help="How long a store that is ill or away is tried again before it counts as failed; "
     "before the dump begins one that can't be reached has 3 s.",
+)
+@click.option(
+    "--stall-timeout",
+    default="20m",
+    show_default=True,
+    metavar="DURATION",
+    help="How long one SERIES may hold the dump up without taking anything, before it is dropped.",
+)
+@click.option(
+    "--spool",
+    metavar="DIR",
+    help="Write there what a slow SERIES has not taken yet, so that the dump need not wait for it.",
+)
+@click.option(
+    "--spool-size", default="20G", show_default=True, metavar="SIZE", help="Most bytes in the spool at any time."
 )
 @click.option("--workers", type=click.IntRange(1, 256), metavar="N", help="Compressing threads.  [default: one a core]")
 @click.option("--quiet", "-q", is_flag=True, help="No progress and no summary; errors only.")
@@ -68,14 +96,18 @@ def push(
     compress: str,
     require: str,
     expect: tuple[str, ...],
+    from_: str | None,
     limit: str | None,
     allow_empty: bool,
     retry_for: str,
+    stall_timeout: str,
+    spool: str | None,
+    spool_size: str,
     workers: int | None,
     quiet: bool,
     as_json: bool,
 ) -> None:
-    """Make a backup in every SERIES, in one pass, from COMMAND's output or from stdin.
+    """Make a backup in every SERIES, in one pass, from COMMAND's output, from a file, or from stdin.
 
     Nothing is staged on disk. The backup exists only when the command has ended well, every byte was
     acknowledged, and the manifest was written; until then no listing shows it.
@@ -85,6 +117,7 @@ def push(
     from backhaul.operations.push import push as operation
     from backhaul.sources.base import Source
     from backhaul.sources.command import CommandSource
+    from backhaul.sources.file import FileSource
     from backhaul.sources.stream import StreamSource
 
     command: list[str] | None = ctx.meta[TAIL]
@@ -92,8 +125,12 @@ def push(
         raise UsageError(
             "There is no command", "nothing follows the --", "Write e.g.: backhaul push SERIES -- pg_dump -Fc app"
         )
+    if from_ is not None and command is not None:
+        raise UsageError(
+            "The stream comes from two places", "both --from and a command are given", "Leave one of them out."
+        )
     words = [text for text in series if "/" not in text and text not in (".", "..") and not Path(text).exists()]
-    if command is None and len(series) > 1 and words:
+    if command is None and from_ is None and len(series) > 1 and words:
         raise UsageError(
             f"{words[0]!r} looks like a word of a command",
             "without -- every word is a SERIES",
@@ -104,15 +141,22 @@ def push(
         compress=compress,
         require=require,
         expect=expect,
-        limit=parse_rate(limit) if limit is not None else None,
+        limit=parse_timetable(limit) if limit is not None else None,
         allow_empty=allow_empty,
         workers=workers,
         patience=parse_duration(retry_for),
+        stall_timeout=parse_duration(stall_timeout),
+        spool=spool,
+        spool_size=parse_size(spool_size),
     )
     progress = PushProgress()
     try:
         with push_progress(progress, quiet=quiet or as_json) as on_error_line:
-            source: Source = CommandSource(command, on_error_line) if command else StreamSource(0)
+            source: Source
+            if from_ is not None:
+                source = FileSource(file_of_url(from_))
+            else:
+                source = CommandSource(command, on_error_line) if command else StreamSource(0)
             result = operation(series, source, options, progress=progress)
     except KeyboardInterrupt as interrupt:
         raise InterruptedByUserError(
@@ -139,6 +183,9 @@ def _what_stands(progress: PushProgress) -> str:
         places = [destination.series for destination in progress.destinations if destination.state == state]
         if places:
             said.append(f"{words}: {', '.join(places)}.")
+    kept = [destination.series for destination in progress.destinations if destination.state == "resumable"]
+    if kept:
+        said.append(f"To be gone on with by the same command: {', '.join(kept)}.")
     if any(destination.state == "failed, leftovers" for destination in progress.destinations):
         said.append("Not everything could be taken back; backhaul clean collects the rest.")
     return " ".join(said) or "Nothing was committed and nothing was left; push again."
@@ -156,4 +203,12 @@ def _print_summary(result: PushResult) -> None:
     )
     for destination in result.destinations:
         good = destination.state == "committed"
-        out.print(Text("  ✓ " if good else "  ✗ ", style="green" if good else "red").append(destination.series, ""))
+        line = Text("  ✓ " if good else "  ✗ ", style="green" if good else "red").append(destination.series, "")
+        remarks = []
+        if destination.objects > 1:
+            remarks.append(f"{destination.objects} objects")
+        if destination.reused:
+            remarks.append(f"{format_size(destination.reused)} were there from an interrupted push")
+        if destination.retries:
+            remarks.append(f"{destination.retries} requests were tried again")
+        out.print(line.append(f"  ({', '.join(remarks)})" if remarks else "", "dim"))

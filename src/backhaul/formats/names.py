@@ -1,6 +1,7 @@
 """The names of objects in a series, and what a name says (DESIGN: what lies in a store)::
 
     <id>/<stream>.zst      compressed stream          <id>/<stream>      stream stored as it is
+    <id>/<stream>.zst.0001 its first segment, where one object can't hold a stream (formats.part_sizes)
     <id>/manifest.json     the commit record          <id>/claim.json    a run is making this backup
 
 An id is the UTC start of the backup, ``20261121T020000Z``.
@@ -22,6 +23,7 @@ COMPRESSED_SUFFIX = ".zst"
 _ID_FORMAT = "%Y%m%dT%H%M%SZ"
 _ID_PATTERN = re.compile(r"\d{8}T\d{6}Z", re.ASCII)
 _STREAM_PATTERN = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.+-]{0,99}", re.ASCII)
+_SEGMENT = re.compile(r"\.\d{4,}$", re.ASCII)
 # A stream must not look like one of the other objects, nor like another codec's name of another stream.
 _RESERVED_ENDINGS = (".json", ".zst", ".age")
 
@@ -60,11 +62,11 @@ def check_stream_name(name: str) -> None:
     Raises:
         UsageError: with the rule.
     """
-    if not _STREAM_PATTERN.fullmatch(name) or name.lower().endswith(_RESERVED_ENDINGS):
+    if not _is_stream_name(name):
         raise UsageError(
             f"{name!r} can't be a stream's name",
             "a name has 1 to 100 letters, digits, '_', '-', '+' or '.', does not start with '.', '-' or '+', "
-            "and does not end with " + ", ".join(_RESERVED_ENDINGS),
+            "and does not end with " + ", ".join(_RESERVED_ENDINGS) + " or a point and four digits",
             "Choose another --name, such as 'data' or 'orders'.",
         )
 
@@ -74,9 +76,27 @@ def stream_file(stream: str, codec: str) -> str:
     return stream + (COMPRESSED_SUFFIX if codec == "zstd" else "")
 
 
+def segment_file(file: str, segment: int, *, numbered: bool) -> str:
+    """Return the file name of a stream's segment.
+
+    Args:
+        file: as ``stream_file`` gives it.
+        segment: from 1; 0 for a stream that is a single request.
+        numbered: whether the first segment has a number too (``PartLayout.numbered``).
+    """
+    if segment == 0 or (segment == 1 and not numbered):
+        return file
+    return f"{file}.{segment:04d}"
+
+
 def object_key(backup: str, file: str) -> str:
     """Return the key, relative to the series, of a file of a backup."""
     return f"{backup}/{file}"
+
+
+def file_of(key: str) -> str:
+    """Return the file within its backup of a key relative to the series."""
+    return key.partition("/")[2]
 
 
 def parse_key(key: str) -> ObjectName | None:
@@ -90,7 +110,17 @@ def parse_key(key: str) -> ObjectName | None:
         return ObjectName("claim", backup)
     if re.fullmatch(r"drill-\d{8}T\d{6}Z\.json", file, re.ASCII):
         return ObjectName("record", backup)
-    stream = file.removesuffix(".age").removesuffix(COMPRESSED_SUFFIX)
-    if _STREAM_PATTERN.fullmatch(stream) and not stream.lower().endswith(_RESERVED_ENDINGS):
+    segment = _SEGMENT.search(file)
+    whole = file[: segment.start()] if segment else file
+    stream = whole.removesuffix(".age").removesuffix(COMPRESSED_SUFFIX)
+    if _is_stream_name(stream):
         return ObjectName("stream", backup, stream)
     return None
+
+
+def _is_stream_name(name: str) -> bool:
+    return (
+        _STREAM_PATTERN.fullmatch(name) is not None
+        and not name.lower().endswith(_RESERVED_ENDINGS)
+        and _SEGMENT.search(name) is None
+    )

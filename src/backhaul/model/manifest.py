@@ -60,8 +60,21 @@ class StoreRecord(msgspec.Struct, frozen=True, kw_only=True):
     modified: int | None = None
 
 
+class SegmentRecord(msgspec.Struct, frozen=True, kw_only=True):
+    """One of several objects that make a stream, in their order. ``crc64nvme`` is of this object alone."""
+
+    object: str
+    size: Count
+    crc64nvme: str
+    store: StoreRecord
+
+
 class StreamRecord(msgspec.Struct, frozen=True, kw_only=True):
-    """One stream of a backup."""
+    """One stream of a backup.
+
+    ``segments`` is empty where ``object`` is the whole stream. Else the stream is what they give one after the
+    other, there is no object of the name ``object``, and ``store`` says nothing.
+    """
 
     name: str
     object: str
@@ -72,16 +85,29 @@ class StreamRecord(msgspec.Struct, frozen=True, kw_only=True):
     producer: Count
     store: StoreRecord
     seek_table: SeekTablePosition | None = None
+    segments: tuple[SegmentRecord, ...] = ()
+
+    @property
+    def objects(self) -> tuple[SegmentRecord, ...]:
+        """The stream's objects, one or several, in their order."""
+        whole = self.stored
+        return self.segments or (
+            SegmentRecord(object=self.object, size=whole.size, crc64nvme=whole.crc64nvme, store=self.store),
+        )
 
 
 class ProducerRecord(msgspec.Struct, frozen=True, kw_only=True):
-    """What wrote the streams: ``kind`` is ``command`` or ``stdin``; ``command`` has its secrets masked."""
+    """What wrote the streams: ``kind`` is ``command``, ``stdin`` or ``file``.
+
+    ``command`` has its secrets masked; ``path`` is the file's.
+    """
 
     kind: str
     seconds: float
     command: tuple[str, ...] = ()
     exit_status: int | None = None
     markers: tuple[str, ...] = ()
+    path: str | None = None
 
 
 class Tool(msgspec.Struct, frozen=True, kw_only=True):

@@ -15,11 +15,20 @@ class MemoryBound(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class DestinationResult(msgspec.Struct, frozen=True, kw_only=True):
-    """The fate of one destination of a push. ``state`` is ``committed`` or ``failed``."""
+    """The fate of one destination of a push. ``state`` is ``committed``, ``failed``, or ``resumable``.
+
+    ``sent`` bytes went out in this run, ``reused`` were there from an interrupted one; ``retries`` requests were
+    made again, ``hedges`` parts were sent twice because the first try was slow.
+    """
 
     series: str
     state: str
     stored_size: int = 0
+    objects: int = 0
+    sent: int = 0
+    reused: int = 0
+    retries: int = 0
+    hedges: int = 0
     manifest: str | None = None
     error_what: str | None = None
     error_why: str | None = None
@@ -93,7 +102,7 @@ class ShowResult(msgspec.Struct, frozen=True, kw_only=True):
 
 
 # Checks that tell another object from the one that was stored; its content may be the same all the same.
-IDENTITY_CHECKS = ("unchanged", "checksum", "etag")
+IDENTITY_CHECKS = ("unchanged", "etag")
 
 
 class Check(msgspec.Struct, frozen=True, kw_only=True):

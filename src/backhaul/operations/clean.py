@@ -8,9 +8,9 @@ from collections.abc import Callable
 import msgspec
 
 from backhaul.formats import names
-from backhaul.formats.location import parse_series
 from backhaul.model.objects import Upload
 from backhaul.model.results import CleanAction, CleanResult
+from backhaul.operations.places import series_at
 from backhaul.planning.leftovers import plan_clean
 from backhaul.stores.base import Store
 from backhaul.stores.open import open_store
@@ -36,7 +36,7 @@ def clean(
     Raises:
         StoreError: the series could not be listed, or something could not be removed.
     """
-    location = parse_series(text)
+    location = series_at(text)
     store = open_store(location)
     try:
         # Uploads first: what is completed between the two listings then shows as an object, too young to go.

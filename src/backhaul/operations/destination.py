@@ -2,10 +2,13 @@
 
 The order of a commit, and what a stop in between leaves:
 
-1. object completed (invisible to every listing without a manifest; taken back at a stop);
+1. objects completed (invisible to every listing without a manifest; taken back at a stop);
 2. manifest sent: the point of no return. From here on nothing is deleted by this run, since the manifest may
    stand or still arrive although no reply came;
 3. claim released.
+
+With a journal (a source that can be read again) an interrupted destination is not taken back but left as it is,
+for the next run to go on from.
 """
 
 from __future__ import annotations
@@ -17,19 +20,32 @@ from concurrent.futures import Future
 
 import msgspec
 
-from backhaul.errors import BackhaulError, IntegrityError, ObjectNotFoundError, PreconditionError, StoreError
+from backhaul.errors import (
+    BackhaulError,
+    IntegrityError,
+    ObjectNotFoundError,
+    PreconditionError,
+    StoreError,
+    StoreStalledError,
+    StoreThrottledError,
+    StoreUnavailableError,
+)
 from backhaul.formats import manifest as manifest_format
 from backhaul.formats import names
+from backhaul.formats.journal import Header
+from backhaul.formats.quantities import format_duration, format_size
+from backhaul.model.claim import Claim
 from backhaul.model.location import Location
 from backhaul.model.manifest import Manifest, ProducerRecord, RawBytes, SeekTablePosition, StoredBytes
-from backhaul.model.objects import StoredObject
 from backhaul.model.results import DestinationResult
 from backhaul.operations import memory, series
+from backhaul.operations.journal import UploadJournal
 from backhaul.operations.progress import DestinationProgress
+from backhaul.pipeline.spool import Spool
 from backhaul.pipeline.supervisor import StoppedError, Supervisor
 from backhaul.pipeline.tee import PieceQueue
-from backhaul.stores.base import Store
-from backhaul.stores.multipart import MultipartWriter
+from backhaul.stores.base import PartRules, Store
+from backhaul.stores.multipart import Segment, StreamWriter
 from backhaul.stores.retry import RetryPolicy
 
 # While cleaning up after a failure a dead store must not hold the process for long.
@@ -47,27 +63,36 @@ class Transcript(msgspec.Struct, frozen=True):
     producer: ProducerRecord
 
 
+MakeManifest = Callable[[Transcript, tuple[Segment, ...]], Manifest]
+
+
 class Destination:
     """See the module. ``failure`` and ``committed`` tell the fate; at most one of them is set."""
 
-    def __init__(self, location: Location, store: Store, policy: RetryPolicy) -> None:
+    def __init__(
+        self, location: Location, store: Store, policy: RetryPolicy, journal: UploadJournal | None = None
+    ) -> None:
         self.text = location.text
         self.store = store
+        self.journal = journal
         self.progress = DestinationProgress(location.text)
         self.failure: BackhaulError | None = None
         self.committed: Manifest | None = None
+        self.rules: PartRules | None = None
+        self._previous: Manifest | None = None
+        self._suspended = False
         self._policy = policy
         self._backup = ""
-        self._claim: series.Claim | None = None
+        self._claim: Claim | None = None
         self._manifest_sent = False
-        self._writer: MultipartWriter | None = None
+        self._objects: tuple[Segment, ...] = ()
+        self._writer: StreamWriter | None = None
         self._queue: PieceQueue | None = None
         self._group: Supervisor | None = None
-        self._key = ""
 
     # -- the claim ---------------------------------------------------------------------------------------
 
-    def take_claim(self, backup: str, claim: series.Claim) -> bool:
+    def take_claim(self, backup: str, claim: Claim) -> bool:
         """Reserve an id; tell whether it was free. The first request that a run makes of a store.
 
         Raises:
@@ -92,21 +117,139 @@ class Destination:
         self.failure = error
         self.progress.state = "failed"
 
+    # -- what an earlier run left ------------------------------------------------------------------------
+
+    def forsake(self) -> None:
+        """Take back what the journal names: it is another upload's, or of another version of the source.
+
+        Raises:
+            StoreError: the store could not be told; ``clean`` will find it.
+        """
+        assert self.journal is not None
+        if self.journal.state is not None:
+            header = self.journal.state.header
+            if series.owns_claim(self.store, header.backup, header.claim):
+                self.journal.forsake(self.store)
+                if not series.is_committed(self.store, header.backup):
+                    for begun in self.journal.state.uploads.values():
+                        self.store.delete(begun.key)
+                series.release_claim(self.store, header.backup)
+        self.journal.state = None
+
+    def resume(self, backup: str, header: Header) -> bool:
+        """Take part in the backup of an interrupted run; tell whether that is possible.
+
+        Args:
+            backup: its id.
+            header: what this run would write; the journal's claim is taken over where there is one.
+
+        Raises:
+            StoreError: the store can't be used.
+        """
+        assert self.journal is not None
+        state = self.journal.state
+        if state is not None and state.header.backup != backup:
+            self.forsake()
+            state = None
+        self._backup = backup
+        if series.is_committed(self.store, backup):
+            # This destination was done before the interruption, or another run's backup has the id: the
+            # stream's hash will tell.
+            self._previous = series.read_manifest(self.store, backup)
+            if state is not None:
+                self._claim = state.header.claim
+            return True
+        if state is not None:
+            claim = state.header.claim
+            if series.owns_claim(self.store, backup, claim):
+                self._claim = claim
+                self.journal.reconcile(self.store)
+                return True
+        self.journal.start(msgspec.structs.replace(header, backup=backup))
+        return self.take_claim(backup, header.claim)
+
+    def start_over(self) -> None:
+        """Forget an interrupted run whose backup stands: this run makes a new one."""
+        assert self.journal is not None
+        if self._claim is not None:
+            with contextlib.suppress(StoreError):
+                series.release_claim(self.store, self._backup)
+        self._claim = self._previous = self.journal.state = None
+
+    @property
+    def needs_stream(self) -> bool:
+        """Whether the backup is not here yet."""
+        return self._previous is None
+
     # -- the stream --------------------------------------------------------------------------------------
 
-    def attach(self, group: Supervisor, file: str, largest_piece: int, patience: float) -> PieceQueue:
+    def attach(
+        self,
+        group: Supervisor,
+        file: str,
+        *,
+        patience: float,
+        stall_after: float | None,
+        spool: Spool | None,
+    ) -> PieceQueue:
         """Make ready for the stream; return the queue that its pieces go into."""
+        assert self.rules is not None
         self._group = group
-        self._key = names.object_key(self._backup, file)
-        self._queue = PieceQueue(group, memory.QUEUE_BYTES)
-        self._writer = MultipartWriter(
-            self.store, self._key, group, largest_piece=largest_piece, on_sent=self.progress.add
+        self._queue = PieceQueue(
+            group,
+            memory.QUEUE_BYTES,
+            spool=spool,
+            stall_after=stall_after,
+            on_stall=self._stalled,
+            on_spool_error=self._spool_failed,
+        )
+        numbered = self.rules.layout.numbered
+
+        def key_of(segment: int) -> str:
+            return names.object_key(self._backup, names.segment_file(file, segment, numbered=numbered))
+
+        self._writer = StreamWriter(
+            self.store,
+            self.rules,
+            key_of,
+            group,
+            on_sent=self.progress.add,
+            on_progress=self._moved,
+            ledger=self.journal if self.rules.buffered else None,
         )
         self._policy.reach_patience = patience
+        self._policy.on_failure = self._trouble
         self.progress.state = "sending"
         return self._queue
 
-    def deliver(self, transcript: Future[Transcript], manifest: Callable[[Transcript, StoredObject], Manifest]) -> None:
+    def _moved(self, _count: int) -> None:
+        assert self._queue is not None
+        self._queue.moved()
+        self.progress.spooled = self._queue.spooled
+
+    def _trouble(self, error: StoreError) -> None:
+        if isinstance(error, StoreThrottledError) and self._writer is not None:
+            self._writer.throttled()
+
+    def _stalled(self, seconds: float) -> None:
+        assert self._writer is not None
+        self._writer.fail(
+            StoreStalledError(
+                f"{self.text} was dropped",
+                f"it took nothing for {format_duration(seconds)} while the dump waited for it",
+                "See what is wrong there. --stall-timeout gives it more time; --spool DIR lets it fall behind.",
+            )
+        )
+
+    def _spool_failed(self, error: OSError) -> None:
+        assert self._writer is not None
+        self._writer.fail(
+            StoreError(
+                f"The spool of {self.text} failed", error.strerror or str(error), "Check the disk that --spool names."
+            )
+        )
+
+    def deliver(self, transcript: Future[Transcript], manifest: MakeManifest) -> None:
         """Send the stream from the queue, and commit it. A failure is kept, and this run's traces are removed.
 
         Raises:
@@ -116,18 +259,45 @@ class Destination:
         try:
             for piece in self._queue:
                 self._writer.write(piece)
+                self.progress.spooled = self._queue.spooled
             self._writer.finish()
             self.progress.state = "committing"
             self._commit(transcript.result(), manifest)
-        except BackhaulError as error:
+        except (BackhaulError, OSError) as error:
             self._group.check()  # after a stop a failure is its consequence, and cleaned up with the rest
+            if isinstance(error, OSError):
+                self._spool_failed(error)
+                error = StoreError(f"The spool of {self.text} failed", str(error), "Check the disk that --spool names.")
             self.fail(error)
             self._queue.abandon()
-            self.clean_up()
+            if isinstance(error, StoreUnavailableError | StoreStalledError):
+                self.leave()
+            else:
+                self.clean_up()
         finally:
             self._writer.close()
 
-    def _commit(self, transcript: Transcript, manifest: Callable[[Transcript, StoredObject], Manifest]) -> None:
+    def confirm(self, transcript: Transcript) -> None:
+        """Compare the stream with the backup that was here before this run began.
+
+        It counts as committed, or as failed, if the same id holds something else.
+        """
+        previous = self._previous
+        assert previous is not None
+        if any(stream.raw == transcript.raw for stream in previous.streams):
+            self.committed = previous
+            self.progress.state = "committed"
+            self._end_journal()
+        else:
+            self.fail(
+                PreconditionError(
+                    f"{self.text}/{self._backup} is another backup",
+                    "it was committed by another run, of another stream",
+                    "Push again.",
+                )
+            )
+
+    def _commit(self, transcript: Transcript, manifest: MakeManifest) -> None:
         assert self._group is not None and self._writer is not None
         if not self._owns_claim():
             raise PreconditionError(
@@ -136,50 +306,73 @@ class Destination:
                 "Another push began in the same second, or clean removed it; push again.",
             )
         self._group.check()
-        stored = self._writer.commit(transcript.crc)
-        record = manifest(transcript, stored)
+        self._objects = self._writer.commit(transcript.crc)
+        record = manifest(transcript, self._objects)
         manifest_format.encode(record)  # what can't be written must fail before the point of no return
         try:
             with self._group.condition:
                 self._group.check()
                 self._manifest_sent = True
         except StoppedError:
-            # Whoever cleaned up meanwhile could not see the object, and has released the claim. It is this
-            # run's: it was created just now, and only if there was none.
-            with contextlib.suppress(StoreError):
-                self.store.delete(self._key)
-            self.clean_up()
+            # Whoever cleaned up meanwhile could not see the objects, and has released the claim. They are this
+            # run's: they were created just now, and only if there were none.
+            if not self._suspended:
+                for segment in self._objects:
+                    with contextlib.suppress(StoreError):
+                        self.store.delete(segment.key)
+                self.clean_up()
             raise
         self.progress.state = "commit in doubt"
         series.write_manifest(self.store, record)
         self.committed = record
         self.progress.state = "committed"
-        with contextlib.suppress(StoreError):  # the backup stands; clean removes the claim
-            series.release_claim(self.store, self._backup)
+        self._end_journal()
+
+    def _end_journal(self) -> None:
+        if self._claim is not None:
+            with contextlib.suppress(StoreError):  # the backup stands; clean removes the claim
+                series.release_claim(self.store, self._backup)
+        if self.journal is not None:
+            self.journal.remove()
 
     # -- the end -----------------------------------------------------------------------------------------
 
+    def leave(self) -> None:
+        """End this destination's part in a failed run: to be resumed where that is possible, else taken back."""
+        if self.journal is not None and self.rules is not None and self.rules.buffered and self._claim is not None:
+            self._suspended = True
+            if self.progress.state != "commit in doubt":
+                self.progress.state = "resumable"
+            if self.failure is not None:
+                kept = format_size(self.progress.sent + self.progress.reused)
+                self.failure.todo = f"{self.failure.todo} {kept} are kept there: run the same command again to go on."
+            self.journal.close()
+        else:
+            self.clean_up()
+
     def clean_up(self) -> None:
         """Take back what this run left, as far as the store can be reached; harmless if it left nothing."""
-        if self._manifest_sent:
+        if self._manifest_sent or self._suspended or not self.needs_stream:
             return
         self._policy.patience = self._policy.reach_patience = CLEANUP_PATIENCE
         self._policy.sleep = time.sleep
-        for step in (self._abort_upload, self._remove_objects):
+        for step in (self._abort_uploads, self._remove_objects):
             try:
                 step()
             except BackhaulError:
                 self.progress.state = "failed, leftovers"
+        if self.journal is not None and self.progress.state != "failed, leftovers":
+            self.journal.remove()
 
-    def _abort_upload(self) -> None:
+    def _abort_uploads(self) -> None:
         if self._writer is not None:
             self._writer.abort()
 
     def _remove_objects(self) -> None:
         # Only under a claim that is certainly this run's: an id that another run has is not touched.
         if self._claim is not None and self._owns_claim():
-            if self._key:
-                self.store.delete(self._key)
+            for key in self._writer.keys if self._writer is not None else ():
+                self.store.delete(key)
             series.release_claim(self.store, self._backup)
             self._claim = None
 
@@ -193,17 +386,17 @@ class Destination:
 
     def result(self) -> DestinationResult:
         """Return the fate."""
-        if self.committed is not None:
-            return DestinationResult(
-                series=self.text,
-                state="committed",
-                stored_size=self.committed.stored_size,
-                manifest=f"{self.store.url}/{names.object_key(self.committed.id, names.MANIFEST)}",
-            )
-        error = self.failure
+        error, manifest = self.failure, self.committed
         return DestinationResult(
             series=self.text,
-            state="failed",
+            state="committed" if manifest else "resumable" if self._suspended else "failed",
+            stored_size=manifest.stored_size if manifest else 0,
+            objects=sum(len(stream.objects) for stream in manifest.streams) if manifest else 0,
+            sent=self.progress.sent,
+            reused=self.progress.reused,
+            retries=self._policy.retries,
+            hedges=self._writer.hedges if self._writer is not None else 0,
+            manifest=f"{self.store.url}/{names.object_key(manifest.id, names.MANIFEST)}" if manifest else None,
             error_what=error.what if error else None,
             error_why=error.why if error else None,
             error_next=error.todo if error else None,

@@ -8,10 +8,10 @@ import msgspec
 
 from backhaul.errors import BackhaulError
 from backhaul.formats import names
-from backhaul.formats.location import parse_reference, parse_series
 from backhaul.model.objects import StoredObject
 from backhaul.model.results import BackupSummary, ListResult, ShowResult
 from backhaul.operations import series
+from backhaul.operations.places import reference_at, series_at
 from backhaul.stores.open import open_store
 from backhaul.stores.retry import RetryPolicy
 
@@ -30,7 +30,7 @@ def list_backups(text: str, *, long: bool = False) -> ListResult:
     Raises:
         StoreError: the series could not be listed. (An empty or absent series is an empty list.)
     """
-    location = parse_series(text)
+    location = series_at(text)
     store = open_store(location, policy=RetryPolicy(PATIENCE))
     try:
         backups = [_summary(i, objects) for i, objects in series.committed_backups(store).items()]
@@ -61,7 +61,7 @@ def show_backup(reference: str) -> ShowResult:
         BackupNotFoundError: there is none.
         IntegrityError: its manifest can't be read.
     """
-    location, when = parse_reference(reference)
+    location, when = reference_at(reference)
     store = open_store(location, policy=RetryPolicy(PATIENCE))
     try:
         return ShowResult(series=location.text, manifest=series.read_manifest(store, series.find_backup(store, when)))
@@ -70,12 +70,12 @@ def show_backup(reference: str) -> ShowResult:
 
 
 def _summary(backup: str, objects: list[StoredObject]) -> BackupSummary:
-    streams = []
+    streams: set[str] = set()
     size = 0
     for entry in objects:
         name = names.parse_key(entry.key)
         if name is not None and name.kind == "stream":
-            streams.append(name.stream)
+            streams.add(name.stream)
             size += entry.size
     start = names.parse_backup_id(backup)
     assert start is not None

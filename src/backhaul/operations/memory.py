@@ -11,7 +11,7 @@ import ctypes
 import os
 import resource
 
-from backhaul.formats.seekable import ENTRY_SIZE
+from backhaul.formats.seekable import ENTRY_SIZE, table_size
 from backhaul.model.results import MemoryBound
 from backhaul.stores import multipart
 from backhaul.stores.base import PartRules
@@ -49,6 +49,12 @@ def default_workers() -> int:
 def push_window(workers: int) -> int:
     """Return the blocks in flight: one a worker, and as many read ahead or waiting for their turn."""
     return 2 * workers + 1
+
+
+def most_stored(raw_size: int) -> int:
+    """Return the most bytes that a stream of that raw size can be when it is stored."""
+    frames = raw_size // compress.FRAME_SIZE + 1
+    return frames * compress.largest_frame(compress.FRAME_SIZE) + table_size(frames)
 
 
 def push_bound(

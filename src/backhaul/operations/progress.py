@@ -6,18 +6,27 @@ import threading
 
 
 class DestinationProgress:
-    """How far one destination is: ``sent`` bytes acknowledged, and its ``state`` in one word."""
+    """How far one destination is.
+
+    ``sent`` bytes acknowledged by the store in this run, ``reused`` that it had from an earlier one, ``spooled``
+    bytes that wait on the disk, and its ``state`` in a word or two.
+    """
 
     def __init__(self, series: str) -> None:
         self.series = series
         self.sent = 0
+        self.reused = 0
+        self.spooled = 0
         self.state = "waiting"
         self._lock = threading.Lock()
 
-    def add(self, count: int) -> None:
-        """Count acknowledged bytes; called from many threads."""
+    def add(self, count: int, reused: bool) -> None:
+        """Count bytes that the store has; called from many threads."""
         with self._lock:
-            self.sent += count
+            if reused:
+                self.reused += count
+            else:
+                self.sent += count
 
 
 class PushProgress:

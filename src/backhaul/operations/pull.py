@@ -13,9 +13,9 @@ from collections.abc import Callable, Iterator
 
 import msgspec
 
-from backhaul.formats.location import parse_reference
 from backhaul.model.results import PullResult
 from backhaul.operations import memory, series
+from backhaul.operations.places import reference_at
 from backhaul.operations.progress import PullProgress
 from backhaul.operations.reading import StoredStream
 from backhaul.pipeline.buffers import BufferPool
@@ -71,9 +71,10 @@ def pull(
     """
     clock = time.monotonic()
     memory.settle_allocator()
-    location, when = parse_reference(reference)
+    location, when = reference_at(reference)
     group = Supervisor("pull", grace=2.0)
-    store = open_store(location, policy=RetryPolicy(options.patience, sleep=group.sleep))
+    policy = RetryPolicy(options.patience, sleep=group.sleep)
+    store = open_store(location, policy=policy)
     counters = progress or PullProgress()
     workers = options.workers or 2 * memory.default_workers()
     digest = StreamDigest(crc=False)
@@ -100,7 +101,7 @@ def pull(
         stored_size=stream.record.stored.size,
         seconds=time.monotonic() - clock,
         requests=counters.requests,
-        rereads=getattr(store, "retries", 0),
+        rereads=policy.retries + stream.rereads,
         memory=memory.pull_bound(
             workers,
             max(table.raw_sizes) if table else 0,
@@ -152,8 +153,7 @@ def decoded(
                 stored = kept if kept is not None else own
                 assert stored is not None
                 stored = stored[: part.length]
-                stream.fetch(part.offset, stored)
-                stream.decode(part, stored, taken.buffer[: part.raw_length], decompressor)
+                stream.read(part, stored, taken.buffer[: part.raw_length], decompressor)
             progress.fetched(part.length)
             return item
 

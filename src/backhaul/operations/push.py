@@ -2,7 +2,8 @@
 
 The order, which every promise leans on:
 
-1. claim the id in every destination (finds wrong credentials before the dump begins);
+1. claim the id in every destination (finds wrong credentials before the dump begins), or take an interrupted
+   run's over where the source can be read again;
 2. start the producer; read, hash, compress, hash, tee; each destination sends parts as they fill;
 3. the stream ends: the producer must have ended well and shown its markers, or nothing is committed;
 4. each destination for itself: all parts acknowledged, object completed, manifest written, claim released.
@@ -22,14 +23,27 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future
+from pathlib import Path
 
 import msgspec
 
 from backhaul import version
-from backhaul.errors import BackhaulError, FailedError, SourceError, UsageError
+from backhaul.errors import (
+    BackhaulError,
+    ConfigurationError,
+    FailedError,
+    PreconditionError,
+    SourceError,
+    StoreStalledError,
+    StoreUnavailableError,
+    UsageError,
+)
+from backhaul.formats import journal as journal_format
 from backhaul.formats import manifest as manifest_format
 from backhaul.formats import names, seekable
-from backhaul.formats.location import parse_series
+from backhaul.formats.journal import Header
+from backhaul.formats.timetable import Timetable
+from backhaul.model.claim import Claim
 from backhaul.model.location import Location
 from backhaul.model.manifest import (
     Codec,
@@ -37,6 +51,7 @@ from backhaul.model.manifest import (
     ProducerRecord,
     RawBytes,
     SeekTablePosition,
+    SegmentRecord,
     StoredBytes,
     StoreRecord,
     StreamRecord,
@@ -46,23 +61,35 @@ from backhaul.model.objects import StoredObject
 from backhaul.model.results import PushResult
 from backhaul.operations import memory, series
 from backhaul.operations.destination import CLEANUP_PATIENCE, Destination, Transcript
+from backhaul.operations.journal import UploadJournal, same_upload
+from backhaul.operations.places import series_at
 from backhaul.operations.progress import PushProgress
 from backhaul.pipeline.buffers import BufferPool
 from backhaul.pipeline.ordered_map import OrderedMap
+from backhaul.pipeline.spool import Spool, SpoolSpace
 from backhaul.pipeline.supervisor import Supervisor
 from backhaul.pipeline.tee import Tee
 from backhaul.pipeline.token_bucket import TokenBucket
 from backhaul.planning.requirement import required_destinations
 from backhaul.sources.base import Source
+from backhaul.sources.file import FileSource
+from backhaul.stores.multipart import Segment
 from backhaul.stores.open import DEFAULT_PATIENCE, open_store
 from backhaul.stores.retry import RetryPolicy
+from backhaul.stores.throttle import RateLimit
 from backhaul.transforms import compress
 from backhaul.transforms.digest import StreamDigest, encode_crc64nvme
 
 MARKER_WINDOW = 4 << 10
 # At the start nothing is lost yet by failing: say soon that nobody is there.
 START_PATIENCE = 3.0
+# Longer than the patience with a store that is away: who comes back in time is not dropped.
+DEFAULT_STALL_TIMEOUT = DEFAULT_PATIENCE + 300.0
+DEFAULT_SPOOL_SIZE = 20 * 10**9
 _MAX_ID_TRIES = 120
+# A limited body goes out in pieces of this many seconds, so that a slow limit is even.
+_PIECE_SECONDS = 0.02
+_LARGEST_PIECE = 64 << 10
 
 
 class PushOptions(msgspec.Struct, frozen=True, kw_only=True):
@@ -73,20 +100,27 @@ class PushOptions(msgspec.Struct, frozen=True, kw_only=True):
         compress: ``auto``, ``none`` or ``1`` to ``19``.
         require: how many destinations must hold it: ``all``, ``any`` or a number.
         expect: texts that the last 4 KiB of the raw stream must hold.
-        limit: bytes a second over all connections, or None.
+        limit: bytes a second over all connections, by the time of day; None for no limit.
         allow_empty: whether a stream of no bytes is a backup.
         workers: compressing threads; None for one a core.
         patience: seconds for which a store that is ill or away is tried again.
+        stall_timeout: seconds for which a destination may hold the stream up without taking anything; with
+            several destinations the others go on without it then.
+        spool: directory for what slow destinations have not taken yet, or None.
+        spool_size: most bytes there, over all destinations.
     """
 
     name: str = "data"
     compress: str = compress.AUTO
     require: str = "all"
     expect: tuple[str, ...] = ()
-    limit: int | None = None
+    limit: Timetable | None = None
     allow_empty: bool = False
     workers: int | None = None
     patience: float = DEFAULT_PATIENCE
+    stall_timeout: float = DEFAULT_STALL_TIMEOUT
+    spool: str | None = None
+    spool_size: int = DEFAULT_SPOOL_SIZE
 
 
 class _Block(msgspec.Struct, frozen=True):
@@ -130,7 +164,7 @@ def push(
     if not destinations:
         raise UsageError("push has no destination", "no SERIES was given", "Write: backhaul push SERIES -- COMMAND")
     required = required_destinations(options.require, len(destinations))
-    locations = [parse_series(text) for text in destinations]
+    locations = [series_at(text) for text in destinations]
     if len({_identity(location) for location in locations}) != len(locations):
         raise UsageError("push has a destination twice", ", ".join(destinations), "Name each SERIES once.")
     memory.settle_allocator()
@@ -166,16 +200,30 @@ class _Push:
         self.raw_digest = StreamDigest(crc=False)
         self.tail = b""
         self.producer: ProducerRecord | None = None
-        throttle = None
-        if options.limit is not None:
-            throttle = TokenBucket(options.limit, sleep=self.group.sleep).take
+        self.spool = _spool_space(options)
+        limit = self._rate_limit(options.limit) if options.limit is not None else None
+        source.check()
+        self.identity = source.identity if isinstance(source, FileSource) else None
         self.destinations: list[Destination] = []
         for location in locations:
             policy = RetryPolicy(options.patience, min(START_PATIENCE, options.patience), sleep=self.group.sleep)
-            store = open_store(location, policy=policy, throttle=throttle)
+            store = open_store(location, policy=policy, limit=limit)
             stack.callback(store.close)
-            self.destinations.append(Destination(location, store, policy))
+            journal = None
+            if self.identity is not None:
+                place = "\0".join(str(part) for part in _identity(location))
+                journal = UploadJournal(place, self.identity.path, options.name)
+                stack.callback(journal.close)
+            self.destinations.append(Destination(location, store, policy, journal))
         progress.destinations = [destination.progress for destination in self.destinations]
+
+    def _rate_limit(self, table: Timetable) -> RateLimit:
+        def rate() -> int | None:
+            return table.rate_at(dt.datetime.now())  # noqa: DTZ005 - the operator's clock on the wall
+
+        fresh, again = (TokenBucket(rate, sleep=self.group.sleep).take for _ in range(2))
+        piece = min(_LARGEST_PIECE, int((table.slowest or _LARGEST_PIECE / _PIECE_SECONDS) * _PIECE_SECONDS))
+        return RateLimit(fresh, again, piece)
 
     @property
     def living(self) -> list[Destination]:
@@ -183,22 +231,93 @@ class _Push:
 
     def run(self) -> PushResult:
         clock = time.monotonic()
-        self.source.check()
         try:
-            self.started = self._claim()
+            self.started = self._resume() or self._claim()
+            self._plan()
             with self.group:
                 self.source.start(self.group)
                 self._wire()
+            self._confirm()
             if sum(destination.committed is not None for destination in self.destinations) < self.required:
                 raise self._too_few()
-        except BaseException:
-            self._clean_up()
+        except BaseException as error:
+            self._clean_up(error)
             raise
         finally:
             self.source.abort()
         return self._result(time.monotonic() - clock)
 
-    # -- step 1: the claim -------------------------------------------------------------------------------
+    # -- step 1: the claim, or an interrupted run's ------------------------------------------------------
+
+    def _header(self, destination: Destination, backup: str, claim: Claim) -> Header:
+        """Return what the journal has to say for this run to be resumed."""
+        assert self.identity is not None
+        return Header(
+            version=journal_format.VERSION,
+            series=destination.text,
+            backup=backup,
+            stream=self.options.name,
+            codec=self.codec,
+            setting=self.setting,
+            frame_size=compress.FRAME_SIZE,
+            layout=destination.store.parts(self._at_most()).layout,
+            source=self.identity,
+            claim=claim,
+        )
+
+    def _at_most(self) -> int | None:
+        """Return the stored bytes that the stream certainly does not exceed, where its length is known."""
+        if self.identity is None:
+            return None
+        return memory.most_stored(self.identity.size)
+
+    def _resume(self) -> dt.datetime | None:
+        """Take over the backup that an interrupted push of this very file has begun, where there is one.
+
+        Returns:
+            Its start, or None if there is nothing to resume.
+        """
+        if self.identity is None:
+            return None
+        claim = series.new_claim(self.now())
+        begun: list[str] = []
+        for destination in self.destinations:
+            journal = destination.journal
+            if journal is None or journal.state is None:
+                continue
+            try:
+                if same_upload(journal.state, self._header(destination, "", claim)):
+                    begun.append(journal.state.header.backup)
+                else:
+                    destination.forsake()
+            except BackhaulError as error:
+                self._fail_early(destination, error)
+        if not begun:
+            return None
+        self.id = max(begun)
+        start = names.parse_backup_id(self.id)
+        assert start is not None
+        for destination in self.living:
+            try:
+                if not destination.resume(self.id, self._header(destination, self.id, claim)):
+                    raise PreconditionError(
+                        f"{destination.text}/{self.id} is another run's",
+                        "the interrupted backup can't be gone on with there",
+                        "Wait for that run to end, or for clean to collect it.",
+                    )
+            except BackhaulError as error:
+                self._fail_early(destination, error)
+        if any(destination.needs_stream for destination in self.living):
+            return start
+        # It was committed everywhere before it was interrupted: this is a new one.
+        for destination in self.living:
+            destination.start_over()
+        return None
+
+    def _fail_early(self, destination: Destination, error: BackhaulError) -> None:
+        destination.fail(error)
+        if len(self.living) < self.required:
+            raise error
 
     def _claim(self) -> dt.datetime:
         """Reserve one id in every destination that can be used, and return the start that it stands for."""
@@ -215,14 +334,14 @@ class _Push:
             "See who else pushes to this series; this host's clock may stand still.",
         )
 
-    def _claim_everywhere(self, claim: series.Claim) -> bool:
+    def _claim_everywhere(self, claim: Claim) -> bool:
         for destination in self.living:
             try:
+                if destination.journal is not None:  # ahead of what it names: no claim without a record of it
+                    destination.journal.start(self._header(destination, self.id, claim))
                 taken = destination.take_claim(self.id, claim)
             except BackhaulError as error:
-                destination.fail(error)
-                if len(self.living) < self.required:
-                    raise
+                self._fail_early(destination, error)
                 continue
             if not taken:
                 for other in self.living:
@@ -230,15 +349,33 @@ class _Push:
                 return False
         return True
 
+    def _plan(self) -> None:
+        """Settle how each destination cuts the stream: before its first byte."""
+        for destination in self.living:
+            try:
+                destination.rules = destination.store.parts(self._at_most())
+            except BackhaulError as error:
+                self._fail_early(destination, error)
+
     # -- step 2: the stream ------------------------------------------------------------------------------
 
     def _wire(self) -> None:
         """Start every thread of the run; they end with the group."""
         group = self.group
         pool = BufferPool(group, memory.push_window(self.workers) + 1, compress.FRAME_SIZE)
-        largest = compress.largest_frame(compress.FRAME_SIZE)
-        receivers = self.living
-        tee = Tee([d.attach(group, self.stream_file, largest, self.options.patience) for d in receivers])
+        receivers = [destination for destination in self.living if destination.needs_stream]
+        tee = Tee(
+            [
+                destination.attach(
+                    group,
+                    self.stream_file,
+                    patience=self.options.patience,
+                    stall_after=self.options.stall_timeout,
+                    spool=Spool(self.spool) if self.spool is not None else None,
+                )
+                for destination in receivers
+            ]
+        )
 
         def make_worker() -> Callable[[_Block], _Frame]:
             compressor = compress.FrameCompressor(self.setting)
@@ -346,7 +483,14 @@ class _Push:
         if not self.living:
             raise self._too_few()
 
-    def _manifest(self, transcript: Transcript, stored: StoredObject) -> Manifest:
+    def _confirm(self) -> None:
+        """See to the destinations that had the backup before this run resumed it for the others."""
+        for destination in self.living:
+            if not destination.needs_stream:
+                destination.confirm(self.transcript.result())
+
+    def _manifest(self, transcript: Transcript, stored: tuple[Segment, ...]) -> Manifest:
+        whole = stored[0] if [names.file_of(segment.key) for segment in stored] == [self.stream_file] else None
         return Manifest(
             format=manifest_format.FORMAT,
             version=manifest_format.VERSION,
@@ -365,7 +509,18 @@ class _Push:
                     frames=transcript.frames,
                     seek_table=transcript.seek_table,
                     producer=0,
-                    store=StoreRecord(etag=stored.etag, checksum=stored.checksum, modified=stored.modified_ns),
+                    store=_store_record(whole.stored) if whole is not None else StoreRecord(),
+                    segments=()
+                    if whole is not None
+                    else tuple(
+                        SegmentRecord(
+                            object=names.file_of(segment.key),
+                            size=segment.size,
+                            crc64nvme=encode_crc64nvme(segment.crc64nvme),
+                            store=_store_record(segment.stored),
+                        )
+                        for segment in stored
+                    ),
                 ),
             ),
             producers=(transcript.producer,),
@@ -373,10 +528,14 @@ class _Push:
 
     # -- the end -----------------------------------------------------------------------------------------
 
-    def _clean_up(self) -> None:
-        """Take back what uncommitted destinations hold, side by side, and not for long."""
+    def _clean_up(self, error: BaseException) -> None:
+        """Take back what uncommitted destinations hold, side by side, and not for long.
+
+        After an interruption, or when stores are away, what can be resumed is left for the next run instead.
+        """
+        passing = isinstance(error, KeyboardInterrupt | StoreUnavailableError | StoreStalledError)
         threads = [
-            threading.Thread(target=destination.clean_up, daemon=True)
+            threading.Thread(target=destination.leave if passing else destination.clean_up, daemon=True)
             for destination in self.destinations
             if destination.committed is None
         ]
@@ -401,7 +560,7 @@ class _Push:
             memory=memory.push_bound(
                 self.workers,
                 self.setting,
-                [destination.store.parts for destination in self.destinations],
+                [destination.rules for destination in self.destinations if destination.rules is not None],
                 transcript.stored.size,
                 transcript.frames,
             ),
@@ -423,6 +582,23 @@ class _Push:
         fates = [msgspec.to_builtins(destination.result()) for destination in self.destinations]
         error.details = {"id": self.id, "required": self.required, "destinations": fates}
         return error
+
+
+def _store_record(stored: StoredObject) -> StoreRecord:
+    return StoreRecord(etag=stored.etag, checksum=stored.checksum, modified=stored.modified_ns)
+
+
+def _spool_space(options: PushOptions) -> SpoolSpace | None:
+    if options.spool is None:
+        return None
+    is_directory = Path(options.spool).is_dir()
+    if not is_directory or not os.access(options.spool, os.W_OK | os.X_OK):
+        raise ConfigurationError(
+            f"The spool {options.spool} can't be used",
+            "it can't be written" if is_directory else "it is no directory",
+            "Name a directory on a disk with room.",
+        )
+    return SpoolSpace(options.spool, options.spool_size)
 
 
 def _identity(location: Location) -> tuple[str | None, ...]:

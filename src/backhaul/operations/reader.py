@@ -6,8 +6,8 @@ import io
 import threading
 from collections import OrderedDict
 
-from backhaul.formats.location import parse_reference
 from backhaul.operations import series
+from backhaul.operations.places import reference_at
 from backhaul.operations.reading import StoredStream
 from backhaul.planning.read_ranges import ReadRange
 from backhaul.stores.open import open_store
@@ -28,7 +28,7 @@ class BackupFile(io.RawIOBase):
 
     def __init__(self, reference: str, stream: str | None = None) -> None:
         super().__init__()
-        location, when = parse_reference(reference)
+        location, when = reference_at(reference)
         self._store = open_store(location)
         try:
             self.id = series.find_backup(self._store, when)
@@ -114,8 +114,7 @@ class BackupFile(io.RawIOBase):
             return part.raw_offset, self._cache[index]
         stored = memoryview(bytearray(part.length))
         content = memoryview(bytearray(part.raw_length))
-        self._stream.fetch(part.offset, stored)
-        self._stream.decode(part, stored, content, self._decompressor)
+        self._stream.read(part, stored, content, self._decompressor)
         self._cache[index] = content
         while len(self._cache) > CACHED_FRAMES:
             self._cache.popitem(last=False)

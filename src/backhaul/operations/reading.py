@@ -2,17 +2,29 @@
 
 from __future__ import annotations
 
+import bisect
+import itertools
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+
+import msgspec
 
 from backhaul.errors import BackupNotFoundError, FormatError, IntegrityError, ObjectNotFoundError
 from backhaul.formats import names, seekable
-from backhaul.model.manifest import Manifest, StreamRecord
+from backhaul.model.manifest import Manifest, SegmentRecord, StreamRecord
 from backhaul.planning.read_ranges import ReadRange, framed_ranges, plain_ranges
 from backhaul.stores.base import Store
 from backhaul.transforms.compress import FrameDecompressor
 
 # A frame must fit memory. Ours have 4 MiB; anything near this bound is no frame of a backup.
 MAX_FRAME = 1 << 30
+_PARALLEL_LOOKS = 8
+
+
+class _OpenSegment(msgspec.Struct, frozen=True):
+    key: str
+    size: int
+    etag: str | None
 
 
 class StoredStream:
@@ -29,15 +41,25 @@ class StoredStream:
     def __init__(self, store: Store, manifest: Manifest, stream: str | None) -> None:
         self.store = store
         self.record = choose_stream(store, manifest, stream)
-        self.key = names.object_key(manifest.id, self.record.object)
-        self.where = f"{store.url}/{self.key}"
-        found = store.stat(self.key)
-        if found is None:
-            raise self.damaged("it does not exist")
-        if found.size != self.record.stored.size:
-            raise self.damaged(f"it has {found.size} bytes and should have {self.record.stored.size}")
-        self.etag = found.etag
+        self._backup = manifest.id
+        self.where = f"{store.url}/{names.object_key(manifest.id, self.record.object)}"
+        records = self.record.objects
+        if sum(segment.size for segment in records) != self.record.stored.size:
+            raise self.damaged("the manifest's segments do not add up to the stream's stored size")
+        with ThreadPoolExecutor(min(_PARALLEL_LOOKS, len(records))) as pool:
+            self._segments = list(pool.map(self._open_segment, records))
+        self._starts = list(itertools.accumulate((s.size for s in self._segments[:-1]), initial=0))
+        self.rereads = 0
         self.table = self._read_table()
+
+    def _open_segment(self, record: SegmentRecord) -> _OpenSegment:
+        key = names.object_key(self._backup, record.object)
+        found = self.store.stat(key)
+        if found is None:
+            raise self.damaged("it does not exist", key)
+        if found.size != record.size:
+            raise self.damaged(f"it has {found.size} bytes and should have {record.size}", key)
+        return _OpenSegment(key, record.size, found.etag)
 
     def ranges(self, max_stored: int, max_raw: int) -> Iterator[ReadRange]:
         """Yield the ranges that make the whole stream, in order."""
@@ -53,10 +75,38 @@ class StoredStream:
             IntegrityError: the object is not there, or ends too soon.
             PreconditionError: it was replaced since this stream was opened.
         """
+        index = bisect.bisect_right(self._starts, offset) - 1
+        while out:
+            segment = self._segments[index]
+            at = offset - self._starts[index]
+            count = min(len(out), segment.size - at)
+            if count <= 0:
+                raise self.damaged(f"it ends before byte {offset}")
+            try:
+                self.store.read_into(segment.key, at, out[:count], etag=segment.etag)
+            except ObjectNotFoundError as error:
+                raise self.damaged(error.why or "it does not exist", segment.key) from error
+            offset, out, index = offset + count, out[count:], index + 1
+            if out and index == len(self._segments):
+                raise self.damaged(f"it ends before byte {offset}")
+
+    def read(self, part: ReadRange, stored: memoryview, out: memoryview, decompressor: FrameDecompressor) -> None:
+        """Fetch a range into ``stored`` and decode it into ``out``; from many threads.
+
+        A range that arrives damaged is fetched once more: what the network damaged is whole then, what the
+        store damaged is not. ``rereads`` counts these.
+
+        Raises:
+            IntegrityError: it is damaged where it lies.
+            PreconditionError: the object was replaced since this stream was opened.
+        """
+        self.fetch(part.offset, stored)
         try:
-            self.store.read_into(self.key, offset, out, etag=self.etag)
-        except ObjectNotFoundError as error:
-            raise self.damaged(error.why or "it does not exist") from error
+            self.decode(part, stored, out, decompressor)
+        except IntegrityError:
+            self.rereads += 1
+            self.fetch(part.offset, stored)
+            self.decode(part, stored, out, decompressor)
 
     def decode(self, part: ReadRange, stored: memoryview, out: memoryview, decompressor: FrameDecompressor) -> None:
         """Decode the frames of a range, side by side in ``out``, each against its checksum.
@@ -92,10 +142,10 @@ class StoredStream:
                 f"it decodes to {size} bytes with BLAKE3 {blake3}, and {raw.size} with {raw.blake3} were pushed"
             )
 
-    def damaged(self, why: str) -> IntegrityError:
-        """Return the error that names the object and what to do."""
+    def damaged(self, why: str, key: str | None = None) -> IntegrityError:
+        """Return the error that names the object (the whole stream, or one of its segments) and what to do."""
         return IntegrityError(
-            f"{self.where} is not what was pushed",
+            f"{self.where if key is None else f'{self.store.url}/{key}'} is not what was pushed",
             why,
             "Pull another backup, or this one from another of its destinations; see: backhaul verify --deep",
         )

@@ -19,20 +19,12 @@ from backhaul.errors import (
 from backhaul.formats import manifest as manifest_format
 from backhaul.formats import names
 from backhaul.formats.when import When
+from backhaul.model.claim import Claim
 from backhaul.model.manifest import Manifest
 from backhaul.model.objects import StoredObject
 from backhaul.planning.selection import select_backup
 from backhaul.stores.base import Store
-from backhaul.transforms.digest import crc64nvme
-
-
-class Claim(msgspec.Struct, frozen=True):
-    """The content of a claim object: which run is making this backup, for people and for ``owns``."""
-
-    run: str
-    host: str
-    pid: int
-    since: str
+from backhaul.transforms.digest import crc64nvme, encode_crc64nvme
 
 
 def new_claim(now: dt.datetime) -> Claim:
@@ -48,12 +40,12 @@ def take_claim(store: Store, backup: str, claim: Claim) -> bool:
     """
     body = msgspec.json.encode(claim)
     try:
-        store.put(names.object_key(backup, names.CLAIM), body, crc64nvme(body), if_absent=True)
+        store.put(names.object_key(backup, names.CLAIM), body, crc64nvme(body), if_absent=True, kind="working")
     except PreconditionError:
         return False
     # Asked only now: a run that committed this id in between has released its claim, and whoever looks
     # for its manifest before claiming may look too early.
-    if store.stat(names.object_key(backup, names.MANIFEST)) is not None:
+    if is_committed(store, backup):
         release_claim(store, backup)
         return False
     return True
@@ -73,6 +65,11 @@ def owns_claim(store: Store, backup: str, claim: Claim) -> bool:
 def release_claim(store: Store, backup: str) -> None:
     """Give the id back, or, after the commit, remove what is no longer needed."""
     store.delete(names.object_key(backup, names.CLAIM))
+
+
+def is_committed(store: Store, backup: str) -> bool:
+    """Tell whether the backup's manifest is there."""
+    return store.stat(names.object_key(backup, names.MANIFEST)) is not None
 
 
 def write_manifest(store: Store, manifest: Manifest) -> StoredObject:
@@ -99,12 +96,25 @@ def read_manifest(store: Store, backup: str) -> Manifest:
         raise BackupNotFoundError(f"There is no backup {backup} in {store.url}", f"{where} does not exist", _LIST)
     if found.size > manifest_format.MAX_SIZE:
         raise IntegrityError(f"{where} is not a manifest", f"it has {found.size} bytes", _LIST)
-    content = bytearray(found.size)
-    store.read_into(key, 0, memoryview(content), etag=found.etag)
+    content = _read_checked(store, key, found, where)
     try:
         return manifest_format.decode(bytes(content), where=where, expected_id=backup)
     except FormatError as error:
         raise IntegrityError(error.what, error.why, error.todo) from error
+
+
+def _read_checked(store: Store, key: str, found: StoredObject, where: str) -> bytearray:
+    """Read a small object; once more if it does not fit the checksum that the store has of it."""
+    for _ in range(2):
+        content = bytearray(found.size)
+        store.read_into(key, 0, memoryview(content), etag=found.etag)
+        if found.checksum in (None, f"CRC64NVME:{encode_crc64nvme(crc64nvme(content))}"):
+            return content
+    raise IntegrityError(
+        f"{where} did not arrive as it is stored",
+        f"twice its checksum was not the store's {found.checksum}",
+        "Something between here and the store damages data; verify the network, or use HTTPS.",
+    )
 
 
 def committed_backups(store: Store) -> dict[str, list[StoredObject]]:
@@ -127,7 +137,7 @@ def find_backup(store: Store, when: When) -> str:
         BackupNotFoundError: nothing fits, with what there is instead.
     """
     committed = [] if when.id is not None else list(committed_backups(store))
-    if when.id is not None and store.stat(names.object_key(when.id, names.MANIFEST)) is not None:
+    if when.id is not None and is_committed(store, when.id):
         return when.id
     chosen = select_backup(committed, when)
     if chosen is None:

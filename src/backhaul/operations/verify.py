@@ -8,10 +8,10 @@ import msgspec
 
 from backhaul.errors import BackhaulError, IntegrityError, ObjectNotFoundError, PreconditionError
 from backhaul.formats import names
-from backhaul.formats.location import parse_reference
-from backhaul.model.manifest import Manifest, StreamRecord
+from backhaul.model.manifest import Manifest, SegmentRecord, StreamRecord
 from backhaul.model.results import IDENTITY_CHECKS, Check, VerifyResult
 from backhaul.operations import memory, series
+from backhaul.operations.places import reference_at
 from backhaul.operations.progress import PullProgress
 from backhaul.operations.pull import decoded
 from backhaul.operations.reading import StoredStream
@@ -48,7 +48,7 @@ def verify(
         StoreError: the store could not be asked, so nothing is known.
     """
     clock = time.monotonic()
-    location, when = parse_reference(reference)
+    location, when = reference_at(reference)
     store = open_store(location, policy=RetryPolicy(patience))
     counters = progress or PullProgress()
     try:
@@ -86,7 +86,14 @@ def _outweighed(check: Check) -> Check:
 
 
 def _shallow(store: Store, manifest: Manifest, record: StreamRecord) -> list[Check]:
-    key = names.object_key(manifest.id, record.object)
+    checks: list[Check] = []
+    for segment in record.objects:
+        checks += _look(store, names.object_key(manifest.id, segment.object), segment)
+    return checks
+
+
+def _look(store: Store, key: str, record: SegmentRecord) -> list[Check]:
+    """Compare one object with what the manifest says of it, as far as the store can be asked."""
 
     def check(name: str, good: bool, detail: str) -> Check:
         return Check(object=key, check=name, state="ok" if good else "problem", detail=detail)
@@ -94,7 +101,7 @@ def _shallow(store: Store, manifest: Manifest, record: StreamRecord) -> list[Che
     found = store.stat(key)
     if found is None:
         return [check("exists", False, "the object is missing")]
-    size = record.stored.size
+    size = record.size
     checks = [
         check("exists", True, f"since {found.modified.isoformat(timespec='seconds')}"),
         check(
@@ -107,15 +114,26 @@ def _shallow(store: Store, manifest: Manifest, record: StreamRecord) -> list[Che
     if found.modified_ns is not None and known.modified is not None:
         same = found.modified_ns == known.modified
         changed = "the file was written or copied since it was committed"
-        checks.append(check("unchanged", same, "the file was not written since" if same else changed))
-        return checks
-    for name, ours, theirs in (("checksum", known.checksum, found.checksum), ("etag", known.etag, found.etag)):
-        if ours is not None and theirs is not None:
-            replaced = "" if ours == theirs else f", and {ours} was stored: the object was replaced"
-            checks.append(check(name, ours == theirs, f"the store holds {theirs}{replaced}"))
-            return checks
-    nothing = "the store keeps nothing to compare; use --deep"
-    return [*checks, Check(object=key, check="checksum", state="unverifiable", detail=nothing)]
+        return [*checks, check("unchanged", same, "the file was not written since" if same else changed)]
+    # The checksum is of the bytes, whoever wrote the object. Where there is none, the ETag tells whether it is the
+    # object that was committed.
+    ours = f"CRC64NVME:{record.crc64nvme}"
+    if found.checksum is not None:
+        right = found.checksum == ours
+        wrong = "" if right else f", and {ours} was stored: the bytes are others"
+        checks.append(check("checksum", right, f"the store holds {found.checksum}{wrong}"))
+    if known.etag is not None and found.etag is not None:
+        replaced = f", and {known.etag} was stored: the object was replaced"
+        if found.checksum == ours:
+            replaced = ": written again since, with the same bytes"
+        same = found.etag == known.etag
+        checks.append(
+            check("etag", same or found.checksum == ours, f"the store holds {found.etag}" + replaced * (not same))
+        )
+    if len(checks) == 2:
+        nothing = "the store keeps nothing to compare; use --deep"
+        checks.append(Check(object=key, check="checksum", state="unverifiable", detail=nothing))
+    return checks
 
 
 def _deep(store: Store, manifest: Manifest, record: StreamRecord, workers: int, progress: PullProgress) -> Check:

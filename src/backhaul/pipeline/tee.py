@@ -2,42 +2,88 @@
 
 from __future__ import annotations
 
+import time
 from collections import deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 
+from backhaul.pipeline.spool import Spool, SpooledPiece
 from backhaul.pipeline.supervisor import Supervisor
 
 
 class PieceQueue:
-    """A queue of byte strings, bounded by their total size; one putter, one taker.
+    """A queue of byte strings, bounded by their total size in memory; one putter, one taker.
 
-    A piece larger than the bound passes when the queue is empty.
+    A piece larger than the bound passes when the queue is empty. With a spool, what memory has no room for goes
+    there; the putter waits only when that is full too.
+
+    Args:
+        group: whose stop ends all waiting.
+        max_bytes: most bytes in memory.
+        spool: where the rest goes, or None.
+        stall_after: seconds of waiting without any progress of the taker after which it is given up; None for never.
+        on_stall: told then, once, with the seconds; has to make the taker fail.
+        on_spool_error: told when the spool failed; has to make the taker fail.
+        clock: monotonic seconds.
     """
 
-    def __init__(self, group: Supervisor, max_bytes: int) -> None:
+    def __init__(
+        self,
+        group: Supervisor,
+        max_bytes: int,
+        *,
+        spool: Spool | None = None,
+        stall_after: float | None = None,
+        on_stall: Callable[[float], None] = lambda seconds: None,
+        on_spool_error: Callable[[OSError], None] = lambda error: None,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
         self._group = group
         self._max_bytes = max_bytes
-        self._pieces: deque[bytes] = deque()
+        self._spool = spool
+        self._stall_after = stall_after
+        self._on_stall = on_stall
+        self._on_spool_error = on_spool_error
+        self._clock = clock
+        self._moved = clock()
+        self._pieces: deque[bytes | SpooledPiece] = deque()
         self._held = 0
         self._ended = False
         self._abandoned = False
+        self.spooled = 0
 
     @property
     def abandoned(self) -> bool:
-        """Whether the taker gave up; pieces put from then on vanish."""
+        """Whether the taker gave up, or was given up; pieces put from then on vanish."""
         return self._abandoned
+
+    def moved(self) -> None:
+        """Note that the taker gets on, even though it took nothing: it is not stalled."""
+        self._moved = self._clock()
 
     def put(self, piece: bytes) -> None:
         """Wait for room and add a piece; a no-op once the taker gave up."""
         with self._group.condition:
-            self._group.wait_for(
-                lambda: self._abandoned or not self._pieces or self._held + len(piece) <= self._max_bytes
-            )
-            if self._abandoned:
+            if self._abandoned or self._has_room(piece):
+                self._add(piece)
                 return
-            self._pieces.append(piece)
-            self._held += len(piece)
-            self._group.condition.notify_all()
+        if self._spool is not None:
+            # Only this thread adds: nothing can come between the writing and the place in the queue.
+            try:
+                spooled = self._spool.add(piece)
+            except OSError as error:
+                if not self._abandoned:
+                    self.abandon()
+                    self._on_spool_error(error)
+                return
+            if spooled is not None:
+                with self._group.condition:
+                    self.spooled += spooled.size
+                    self._pieces.append(spooled)
+                    self._group.condition.notify_all()
+                return
+        if not self._wait_for_room(piece):
+            self.abandon()
+            self._on_stall(self._stall_after or 0.0)
 
     def end(self) -> None:
         """Say that no more pieces come: only called for a stream that is whole."""
@@ -50,25 +96,62 @@ class PieceQueue:
         with self._group.condition:
             self._abandoned = True
             self._pieces.clear()
-            self._held = 0
+            self._held = self.spooled = 0
             self._group.condition.notify_all()
+        if self._spool is not None:
+            self._spool.close()
 
     def __iter__(self) -> Iterator[bytes]:
         """Take pieces until the stream's whole end.
 
         Raises:
             StoppedError: the group stopped; an abort never looks like an end.
+            OSError: the spool failed.
         """
         while True:
             with self._group.condition:
                 self._group.wait_for(lambda: bool(self._pieces) or self._ended)
                 if not self._pieces:
-                    return
+                    break
                 piece = self._pieces.popleft()
-                self._held -= len(piece)
+                if isinstance(piece, bytes):
+                    self._held -= len(piece)
+                else:
+                    self.spooled -= piece.size
+                self._moved = self._clock()
                 self._group.condition.notify_all()
+            if isinstance(piece, SpooledPiece):
+                assert self._spool is not None
+                piece = self._spool.take(piece)
             yield piece
             del piece
+        if self._spool is not None:
+            self._spool.close()
+
+    # -- inside; with the group's condition held, but for the waiting ------------------------------------
+
+    def _has_room(self, piece: bytes) -> bool:
+        return not self._pieces or self._held + len(piece) <= self._max_bytes
+
+    def _add(self, piece: bytes) -> None:
+        if not self._abandoned:
+            self._pieces.append(piece)
+            self._held += len(piece)
+            self._group.condition.notify_all()
+
+    def _wait_for_room(self, piece: bytes) -> bool:
+        """Wait and add; tell whether the taker got on in time."""
+        began = self._clock()
+        with self._group.condition:
+            while not (self._abandoned or self._has_room(piece)):
+                self._group.check()
+                idle = self._clock() - max(began, self._moved)
+                if self._stall_after is not None and idle >= self._stall_after:
+                    return False
+                self._group.condition.wait(None if self._stall_after is None else max(0.01, self._stall_after - idle))
+            self._group.check()
+            self._add(piece)
+            return True
 
 
 class Tee:

@@ -7,27 +7,20 @@ store errors of ``backhaul.errors`` and no others: each store translates its own
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from typing import Protocol
+from typing import Literal, Protocol
 
 import msgspec
 
 from backhaul.errors import StoreUnavailableError
+from backhaul.formats.part_sizes import PartLayout
 from backhaul.model.objects import StoredObject, UnfinishedUpload, Upload, UploadedPart
+from backhaul.model.profile import Profile
+from backhaul.stores.body import Body
 
-
-class PacedBytes(Protocol):
-    """Bytes that are handed out at a limited rate: a file-like reader with a known length."""
-
-    def __len__(self) -> int:
-        """Return the whole length."""
-        ...
-
-    def read(self, size: int = -1, /) -> bytes | memoryview:
-        """Return up to that many bytes, after waiting for them to be due; empty at the end."""
-        ...
-
-
-Body = bytes | bytearray | memoryview | PacedBytes
+# What an object is for: ``data`` (a stream) gets the storage class, tags and retention that were asked for,
+# ``record`` (a manifest) all but the storage class, since it must be readable at once; ``working`` none, since
+# it is deleted again.
+Kind = Literal["data", "record", "working"]
 
 
 class BrokenReadError(StoreUnavailableError):
@@ -42,29 +35,51 @@ class PartRules(msgspec.Struct, frozen=True):
     """How a store wants an upload cut.
 
     Attributes:
-        buffered: whether pieces are gathered into parts of ``formats.part_sizes``. Else each piece is written
-            as it comes, in order, and ``complete`` is given a single part that stands for all.
+        buffered: whether pieces are gathered into parts of ``layout``. Else each piece is written as it comes,
+            in order, and ``complete`` is given a single part that stands for all.
         parallel: how many parts may be under way at once; 1 where they are not buffered.
+        layout: the sizes of parts and segments; not looked at where they are not buffered.
     """
 
     buffered: bool
     parallel: int
+    layout: PartLayout
 
 
 class Store(Protocol):
     """A place that keeps objects under keys."""
 
     url: str
-    parts: PartRules
 
-    def put(self, key: str, body: Body, crc64nvme: int, *, if_absent: bool = True) -> StoredObject:
+    @property
+    def profile(self) -> Profile:
+        """What kind of store it is. May ask the store, the first time.
+
+        Raises:
+            StoreError: it had to be asked, and could not be.
+        """
+        ...
+
+    def parts(self, at_most: int | None = None) -> PartRules:
+        """Say how it wants an upload cut. May ask the store, as ``profile`` does.
+
+        Args:
+            at_most: stored bytes that the stream certainly does not exceed; None if nobody knows.
+        """
+        ...
+
+    def put(
+        self, key: str, body: Body, crc64nvme: int, *, if_absent: bool = True, kind: Kind = "record"
+    ) -> StoredObject:
         """Make a whole small object visible at once.
 
         Args:
             key: its name.
             body: its bytes.
             crc64nvme: of the bytes; a store that can checks it on arrival.
-            if_absent: refuse to replace an object.
+            if_absent: refuse to replace an object. Where the profile has no conditional writes it is looked
+                first, and two writers in the same instant are not told apart.
+            kind: what the object is for.
 
         Raises:
             PreconditionError: ``if_absent``, and there is one.
@@ -72,7 +87,7 @@ class Store(Protocol):
         ...
 
     def begin(self, key: str) -> Upload:
-        """Begin an object that stays invisible until it is completed."""
+        """Begin an object, of kind ``data``, that stays invisible until it is completed."""
         ...
 
     def put_part(self, upload: Upload, number: int, offset: int, body: Body, crc64nvme: int) -> UploadedPart:
@@ -92,6 +107,14 @@ class Store(Protocol):
         Raises:
             PreconditionError: ``if_absent``, and another object has the key.
             IntegrityError: the store holds other bytes than were sent.
+        """
+        ...
+
+    def uploaded_parts(self, upload: Upload) -> Sequence[UploadedPart]:
+        """Return the parts that an upload holds, by number; ``crc64nvme`` is 0 where the store does not say.
+
+        Raises:
+            ObjectNotFoundError: there is no such upload, or it is completed, or the store can't go on with one.
         """
         ...
 

@@ -26,8 +26,11 @@ from backhaul.errors import (
     StoreFullError,
     StoreRefusedError,
 )
+from backhaul.formats.part_sizes import plan_layout
+from backhaul.formats.profiles import PROFILES
 from backhaul.model.objects import StoredObject, UnfinishedUpload, Upload, UploadedPart
-from backhaul.stores.base import Body, PartRules
+from backhaul.stores.base import Kind, PartRules
+from backhaul.stores.body import Body, PartBody
 
 _PARTIAL = ".partial"
 _REFUSALS = {errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR}
@@ -39,13 +42,19 @@ class LocalStore:
 
     def __init__(self, root: str) -> None:
         self.url = root
-        self.parts = PartRules(buffered=False, parallel=1)
+        self.profile = PROFILES["local"]
         self._root = Path(root).absolute()
         self._lock = threading.Lock()
         self._descriptors: dict[str, int] = {}
         self._made: list[Path] = []
 
-    def put(self, key: str, body: Body, crc64nvme: int, *, if_absent: bool = True) -> StoredObject:
+    def parts(self, at_most: int | None = None) -> PartRules:
+        """See ``Store.parts``."""
+        return PartRules(buffered=False, parallel=1, layout=plan_layout(self.profile.limits, at_most=at_most))
+
+    def put(
+        self, key: str, body: Body, crc64nvme: int, *, if_absent: bool = True, kind: Kind = "record"
+    ) -> StoredObject:
         """See ``Store.put``."""
         upload = self.begin(key)
         try:
@@ -82,6 +91,12 @@ class LocalStore:
         except OSError as error:
             raise self._translated(error, f"Could not write {self._path(upload.key)}") from error
         return UploadedPart(number=number, size=size, etag="", crc64nvme=crc64nvme)
+
+    def uploaded_parts(self, upload: Upload) -> Sequence[UploadedPart]:
+        """See ``Store.uploaded_parts``. A file in the making has no parts that could be told apart."""
+        raise ObjectNotFoundError(
+            f"{self._path(upload.key)} can't be continued", "a local file is written anew", "Push again."
+        )
 
     def complete(
         self, upload: Upload, parts: Sequence[UploadedPart], crc64nvme: int, *, if_absent: bool = True
@@ -311,10 +326,11 @@ class LocalStore:
 
 
 def _pieces(body: Body) -> Iterator[bytes | bytearray | memoryview]:
-    if isinstance(body, bytes | bytearray | memoryview):
+    if not isinstance(body, PartBody):
         yield body
         return
-    while piece := body.read(256 << 10):
+    reader = body.open()
+    while piece := reader.read():
         yield piece
 
 

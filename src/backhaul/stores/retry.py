@@ -11,14 +11,19 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from typing import TypeVar
 
-from backhaul.errors import PreconditionError, StoreError, StoreUnreachableError
+from backhaul.errors import PreconditionError, StoreError, StoreThrottledError, StoreUnreachableError
 from backhaul.model.objects import StoredObject, UnfinishedUpload, Upload, UploadedPart
-from backhaul.stores.base import Body, BrokenReadError, Store
+from backhaul.model.profile import Profile
+from backhaul.stores.base import BrokenReadError, Kind, PartRules, Store
+from backhaul.stores.body import Body, PartBody, content_of
+from backhaul.stores.wrapper import StoreWrapper
 
 T = TypeVar("T")
 
 FIRST_PAUSE = 0.2
-LONGEST_PAUSE = 10.0
+# A store that asked for fewer requests gets a longer rest at once.
+THROTTLED_PAUSE = 1.0
+LONGEST_PAUSE = 15.0
 
 
 class RetryPolicy:
@@ -30,6 +35,9 @@ class RetryPolicy:
         sleep: waits; raises to give up at once (a stopped run).
         clock: monotonic seconds.
         jitter: a number in [0, 1).
+
+    ``on_failure`` is told every passing failure; whoever sends parts learns from it to send fewer at once.
+    ``retries`` counts the requests that were made again.
     """
 
     def __init__(
@@ -46,19 +54,29 @@ class RetryPolicy:
         self.sleep = sleep
         self.clock = clock
         self.jitter = jitter
+        self.retries = 0
+        self.on_failure: Callable[[StoreError], None] = lambda error: None
 
 
-class RetryingStore:
+class RetryingStore(StoreWrapper):
     """Wraps a store; see the module."""
 
     def __init__(self, inner: Store, policy: RetryPolicy) -> None:
-        self._inner = inner
+        super().__init__(inner)
         self._policy = policy
-        self.url = inner.url
-        self.parts = inner.parts
-        self.retries = 0
 
-    def put(self, key: str, body: Body, crc64nvme: int, *, if_absent: bool = True) -> StoredObject:
+    @property
+    def profile(self) -> Profile:
+        """See ``Store.profile``."""
+        return self._tried(lambda: self.inner.profile)
+
+    def parts(self, at_most: int | None = None) -> PartRules:
+        """See ``Store.parts``."""
+        return self._tried(lambda: self.inner.parts(at_most))
+
+    def put(
+        self, key: str, body: Body, crc64nvme: int, *, if_absent: bool = True, kind: Kind = "record"
+    ) -> StoredObject:
         """See ``Store.put``."""
         tries = 0
 
@@ -66,9 +84,9 @@ class RetryingStore:
             nonlocal tries
             tries += 1
             try:
-                return self._inner.put(key, body, crc64nvme, if_absent=if_absent)
+                return self.inner.put(key, body, crc64nvme, if_absent=if_absent, kind=kind)
             except PreconditionError:
-                found = self._inner.stat(key) if tries > 1 else None
+                found = self.inner.stat(key) if tries > 1 else None
                 if found is None or not self._holds(key, found, body):
                     raise
                 return found
@@ -77,25 +95,32 @@ class RetryingStore:
 
     def begin(self, key: str) -> Upload:
         """See ``Store.begin``. A lost reply leaves an upload that only ``clean`` will find."""
-        return self._tried(lambda: self._inner.begin(key))
+        return self._tried(lambda: self.inner.begin(key))
 
     def put_part(self, upload: Upload, number: int, offset: int, body: Body, crc64nvme: int) -> UploadedPart:
-        """See ``Store.put_part``."""
-        return self._tried(lambda: self._inner.put_part(upload, number, offset, body, crc64nvme))
+        """See ``Store.put_part``. Bytes that went out for the first time are progress: a part may take long."""
+        return self._tried(
+            lambda: self.inner.put_part(upload, number, offset, body, crc64nvme),
+            progress=lambda: body.reached if isinstance(body, PartBody) else 0,
+        )
+
+    def uploaded_parts(self, upload: Upload) -> Sequence[UploadedPart]:
+        """See ``Store.uploaded_parts``."""
+        return self._tried(lambda: self.inner.uploaded_parts(upload))
 
     def complete(
         self, upload: Upload, parts: Sequence[UploadedPart], crc64nvme: int, *, if_absent: bool = True
     ) -> StoredObject:
         """See ``Store.complete``."""
-        return self._tried(lambda: self._inner.complete(upload, parts, crc64nvme, if_absent=if_absent))
+        return self._tried(lambda: self.inner.complete(upload, parts, crc64nvme, if_absent=if_absent))
 
     def abort(self, upload: Upload) -> None:
         """See ``Store.abort``."""
-        self._tried(lambda: self._inner.abort(upload))
+        self._tried(lambda: self.inner.abort(upload))
 
     def unfinished(self) -> Iterator[UnfinishedUpload]:
         """See ``Store.unfinished``. Tried again as a whole: a listing that broke off is not a short one."""
-        return iter(self._tried(lambda: list(self._inner.unfinished())))
+        return iter(self._tried(lambda: list(self.inner.unfinished())))
 
     def read_into(self, key: str, offset: int, out: memoryview, *, etag: str | None = None) -> None:
         """See ``Store.read_into``. A broken read goes on from where it broke."""
@@ -104,7 +129,7 @@ class RetryingStore:
         def attempt() -> None:
             nonlocal done
             try:
-                self._inner.read_into(key, offset + done, out[done:], etag=etag)
+                self.inner.read_into(key, offset + done, out[done:], etag=etag)
             except BrokenReadError as error:
                 done += error.done
                 raise
@@ -113,19 +138,15 @@ class RetryingStore:
 
     def stat(self, key: str) -> StoredObject | None:
         """See ``Store.stat``."""
-        return self._tried(lambda: self._inner.stat(key))
+        return self._tried(lambda: self.inner.stat(key))
 
     def list(self) -> Iterator[StoredObject]:
         """See ``Store.list``. Tried again as a whole."""
-        return iter(self._tried(lambda: list(self._inner.list())))
+        return iter(self._tried(lambda: list(self.inner.list())))
 
     def delete(self, key: str) -> None:
         """See ``Store.delete``."""
-        self._tried(lambda: self._inner.delete(key))
-
-    def close(self) -> None:
-        """See ``Store.close``."""
-        self._inner.close()
+        self._tried(lambda: self.inner.delete(key))
 
     # -- inside ----------------------------------------------------------------------------------------
 
@@ -144,22 +165,25 @@ class RetryingStore:
             except StoreError as error:
                 if not error.transient:
                     raise
+                policy.on_failure(error)
                 now = policy.clock()
                 if progress() != reached:
                     reached, began, pause = progress(), now, FIRST_PAUSE
+                if isinstance(error, StoreThrottledError):
+                    pause = max(pause, THROTTLED_PAUSE)
                 delay = pause * (0.5 + policy.jitter())
                 unreachable = isinstance(error, StoreUnreachableError)
                 patience = policy.reach_patience if unreachable else policy.patience
                 if now + delay - began > patience:
                     raise
-            self.retries += 1
+            policy.retries += 1
             policy.sleep(delay)
             pause = min(pause * 2, LONGEST_PAUSE)
 
     def _holds(self, key: str, found: StoredObject, body: Body) -> bool:
         """Tell whether the object is the one that an earlier try, whose reply was lost, has made."""
-        if not isinstance(body, bytes | bytearray | memoryview) or found.size != len(body):
+        if found.size != len(body):
             return False
         content = bytearray(found.size)
-        self._inner.read_into(key, 0, memoryview(content), etag=found.etag)
-        return content == body
+        self.inner.read_into(key, 0, memoryview(content), etag=found.etag)
+        return content == content_of(body)

@@ -10,8 +10,11 @@ from collections.abc import Iterator, Sequence
 import msgspec
 
 from backhaul.errors import IntegrityError, ObjectNotFoundError, PreconditionError, StoreError
+from backhaul.formats.part_sizes import plan_layout
+from backhaul.formats.profiles import PROFILES
 from backhaul.model.objects import StoredObject, UnfinishedUpload, Upload, UploadedPart
-from backhaul.stores.base import Body, PartRules
+from backhaul.stores.base import Kind, PartRules
+from backhaul.stores.body import Body, PartBody
 from backhaul.transforms.digest import crc64nvme as checksum_of
 from backhaul.transforms.digest import encode_crc64nvme
 
@@ -27,13 +30,21 @@ class MemoryStore:
 
     def __init__(self, url: str = "memory:", *, parts: PartRules | None = None) -> None:
         self.url = url
-        self.parts = parts or PartRules(buffered=True, parallel=2)
+        self.profile = PROFILES["memory"]
+        self._rules = parts
         self.objects: dict[str, tuple[bytes, StoredObject]] = {}
         self.uploads: dict[str, _Pending] = {}
         self._lock = threading.Lock()
         self._numbers = itertools.count(1)
 
-    def put(self, key: str, body: Body, crc64nvme: int, *, if_absent: bool = True) -> StoredObject:
+    def parts(self, at_most: int | None = None) -> PartRules:
+        """See ``Store.parts``."""
+        layout = plan_layout(self.profile.limits, at_most=at_most)
+        return self._rules or PartRules(buffered=True, parallel=2, layout=layout)
+
+    def put(
+        self, key: str, body: Body, crc64nvme: int, *, if_absent: bool = True, kind: Kind = "record"
+    ) -> StoredObject:
         """See ``Store.put``."""
         content = _content(body)
         _check(key, content, crc64nvme)
@@ -55,7 +66,18 @@ class MemoryStore:
             if upload.token not in self.uploads:
                 raise ObjectNotFoundError(f"{upload.key}: no such upload", upload.token, "")
             self.uploads[upload.token].parts[number] = content
-        return UploadedPart(number=number, size=len(content), etag=f'"{crc64nvme:016x}"', crc64nvme=crc64nvme)
+        return UploadedPart(number=number, size=len(content), etag=_part_etag(content), crc64nvme=crc64nvme)
+
+    def uploaded_parts(self, upload: Upload) -> Sequence[UploadedPart]:
+        """See ``Store.uploaded_parts``."""
+        with self._lock:
+            pending = self.uploads.get(upload.token)
+            if pending is None:
+                raise ObjectNotFoundError(f"{upload.key}: no such upload", upload.token, "")
+            return [
+                UploadedPart(number=number, size=len(content), etag=_part_etag(content), crc64nvme=checksum_of(content))
+                for number, content in sorted(pending.parts.items())
+            ]
 
     def complete(
         self, upload: Upload, parts: Sequence[UploadedPart], crc64nvme: int, *, if_absent: bool = True
@@ -142,12 +164,17 @@ class MemoryStore:
 
 
 def _content(body: Body) -> bytes:
-    if isinstance(body, bytes | bytearray | memoryview):
+    if not isinstance(body, PartBody):
         return bytes(body)
+    reader = body.open()
     pieces = []
-    while piece := body.read(1 << 20):
+    while piece := reader.read():
         pieces.append(bytes(piece))
     return b"".join(pieces)
+
+
+def _part_etag(content: bytes) -> str:
+    return f'"{checksum_of(content):016x}"'
 
 
 def _check(key: str, content: bytes, crc64nvme: int) -> None:

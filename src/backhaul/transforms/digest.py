@@ -48,3 +48,11 @@ def combine_crc64nvme(first: int, second: int, second_length: int) -> int:
 def encode_crc64nvme(value: int) -> str:
     """Return a CRC64NVME as S3 writes it: base64 of 8 big-endian bytes."""
     return base64.b64encode(value.to_bytes(8, "big")).decode("ascii")
+
+
+def decode_crc64nvme(text: str | None) -> int:
+    """Read a CRC64NVME as S3 writes it; 0 for None, and for what is none."""
+    try:
+        return int.from_bytes(base64.b64decode(text or "", validate=True), "big")
+    except ValueError:
+        return 0

@@ -3,18 +3,21 @@
 from __future__ import annotations
 
 from botocore import exceptions as boto
+from botocore.parsers import ResponseParserError
 
 from backhaul.errors import (
     ObjectNotFoundError,
     PreconditionError,
     StoreError,
+    StoreFullError,
     StoreRefusedError,
+    StoreThrottledError,
     StoreUnavailableError,
     StoreUnreachableError,
 )
 
 _NOT_FOUND = {"NoSuchKey", "404", "NotFound", "NoSuchUpload"}
-_PRECONDITION = {"PreconditionFailed", "412", "ConditionalRequestConflict", "409"}
+_PRECONDITION = {"PreconditionFailed", "412"}
 _CREDENTIALS = {
     "InvalidAccessKeyId",
     "SignatureDoesNotMatch",
@@ -23,22 +26,37 @@ _CREDENTIALS = {
     "TokenRefreshRequired",
 }
 _REFUSED = {"AccessDenied", "403", "Forbidden", "AllAccessDisabled", "AccountProblem", "InvalidBucketName"}
-_TRANSIENT = {
+_FULL = {"QuotaExceeded", "XMinioStorageFull", "InsufficientStorage", "507", "StorageFull", "QuotaExceededException"}
+_THROTTLED = {
     "SlowDown",
+    "SlowDownRead",
+    "SlowDownWrite",
     "ServiceUnavailable",
-    "InternalError",
-    "RequestTimeout",
     "Throttling",
     "ThrottlingException",
+    "RequestLimitExceeded",
+    "RequestThrottled",
     "TooManyRequests",
+    "503",
+    "429",
+}
+_TRANSIENT = {
+    # Another write of the same key was under way at that moment; whether it won shows at the next try.
+    "ConditionalRequestConflict",
+    "OperationAborted",
+    "409",
+    "InternalError",
+    "RequestTimeout",
     "BadDigest",
+    "InvalidDigest",
     "XAmzContentChecksumMismatch",
+    "XAmzContentSHA256Mismatch",
     "IncompleteBody",
+    "IncompleteSignature",
     "500",
     "502",
-    "503",
     "504",
-    "429",
+    "408",
 }
 
 
@@ -70,7 +88,7 @@ def translated(error: Exception, what: str, *, bucket: str, endpoint: str) -> St
         return StoreUnreachableError(
             what, why, f"Check that {endpoint} is the right address, that it runs, and that this host reaches it."
         )
-    if isinstance(error, boto.ConnectionClosedError | boto.HTTPClientError | OSError):
+    if isinstance(error, boto.ConnectionClosedError | boto.HTTPClientError | ResponseParserError | OSError):
         return StoreUnavailableError(what, why, f"Check {endpoint} and the network between; then try again.")
     return StoreError(what, why, "This was not expected; if it happens again, report it with this message.")
 
@@ -95,6 +113,22 @@ def _from_reply(error: boto.ClientError, what: str, bucket: str, endpoint: str) 
         return PreconditionError(what, why, "Another run wrote there first.")
     if code in _NOT_FOUND:
         return ObjectNotFoundError(what, why, "It was deleted, or never written.")
+    if code in _FULL:
+        return StoreFullError(what, why, "Make room in the store, raise its quota, or push to another place.")
+    if code in _THROTTLED or status in (429, 503):
+        return StoreThrottledError(what, why, "The store asks for fewer requests; try again later.")
+    if code == "NotImplemented" or status == 501:
+        return StoreError(
+            what,
+            why,
+            "This provider lacks what was asked for: name it with ?provider=NAME, and see: backhaul doctor STORE",
+        )
+    if code == "InvalidObjectState":
+        return StoreError(
+            what,
+            why,
+            "The object is in an archive class: restore it to a readable one first (aws s3api restore-object).",
+        )
     if code in _TRANSIENT or status >= 500:
         return StoreUnavailableError(what, why, "The store is overloaded or ill; try again later.")
     if code in _REFUSED or status in (401, 403):

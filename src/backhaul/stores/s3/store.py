@@ -1,18 +1,25 @@
 """A key prefix in an S3 bucket as a store.
 
-Parts carry their CRC64NVME, which the store checks on arrival; the whole object's CRC64NVME is asserted at
-completion. Payloads are not hashed again for the signature (that would halve the speed). botocore's own
-retries are off: ``stores.retry`` does that for every kind of store, and knows which answers were lost.
+What it asks of a store follows the store's profile (``formats.profiles``). Where that has checksums, parts carry
+their CRC64NVME, which the store checks on arrival, and the whole object's is asserted at completion. Elsewhere
+parts carry their MD5, and the ETags that come back, of parts and of the whole, are compared with what they must be.
+
+Payloads are not hashed again for the signature (that would halve the speed). botocore's own retries are off:
+``stores.retry`` does that for every kind of store, and knows which answers were lost.
 """
 
 from __future__ import annotations
 
+import base64
 import contextlib
 import datetime as dt
 import hashlib
+import re
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING, Any, Final
+from urllib.parse import urlencode, urlsplit
 
 import boto3
 from botocore.config import Config
@@ -22,42 +29,117 @@ from backhaul.errors import (
     IntegrityError,
     ObjectNotFoundError,
     PreconditionError,
+    StoreRefusedError,
     StoreUnavailableError,
 )
+from backhaul.formats.part_sizes import plan_layout
+from backhaul.formats.profiles import PROFILES, profile_of_reply, provider_of_host, with_limits
 from backhaul.model.location import Location
 from backhaul.model.objects import StoredObject, UnfinishedUpload, Upload, UploadedPart
-from backhaul.stores.base import Body, BrokenReadError, PartRules
+from backhaul.model.profile import Profile
+from backhaul.pipeline.supervisor import StoppedError
+from backhaul.stores.base import BrokenReadError, Kind, PartRules
+from backhaul.stores.body import Body, BodyCancelledError, PartBody, content_of
 from backhaul.stores.s3.errors import translated
-from backhaul.transforms.digest import encode_crc64nvme
+from backhaul.transforms.digest import decode_crc64nvme, encode_crc64nvme
 
 if TYPE_CHECKING:
     from mypy_boto3_s3 import S3Client
 
-PARALLEL_PARTS = 4
 CONNECT_TIMEOUT = 10
 # Seconds of silence after which a request counts as lost: questions are answered at once, while a part
 # or a completion may keep a store busy.
 QUESTION_TIMEOUT = 20
 BULK_TIMEOUT = 60
 _CHECKSUM: Final = "CRC64NVME"
+_PARTS_A_PAGE = 1000
+_MD5 = re.compile(r'"?([0-9a-f]{32})"?')
 
 
 class S3Store:
-    """Objects under ``s3://bucket/prefix/``. Thread-safe; one client, one pool of connections."""
+    """Objects under ``s3://bucket/prefix/``. Thread-safe; two clients, each with a pool of connections."""
 
-    def __init__(self, location: Location) -> None:
-        self.url = f"s3://{location.bucket}/{location.path}"
-        self.parts = PartRules(buffered=True, parallel=PARALLEL_PARTS)
+    def __init__(self, location: Location, *, profile: Profile | None = None) -> None:
+        prefix = f"{location.path}/" if location.path else ""
+        self.url = f"s3://{location.bucket}/{location.path}".rstrip("/")
         self._bucket = location.bucket
-        self._prefix = location.path + "/"
+        self._prefix = prefix
         self._endpoint = location.endpoint or "the S3 endpoint"
         self._lock = threading.Lock()
         self._bulk_client: S3Client | None = None
+        self._write = location.write
         with self._translating(f"Could not set up access to {self.url}"):
             session = boto3.session.Session(profile_name=location.profile, region_name=location.region)
             self._session, self._location = session, location
-            self._client = self._new_client(QUESTION_TIMEOUT)
+            self._client = self._new_client(location.timeout or QUESTION_TIMEOUT)
         self._endpoint = self._client.meta.endpoint_url
+        self._profile: Profile | None = None
+        if profile is None and location.provider is not None:
+            profile = PROFILES[location.provider]
+        if profile is None:
+            name = provider_of_host(urlsplit(self._endpoint).hostname or "")
+            profile = PROFILES[name] if name is not None else None
+        if profile is not None:
+            self._settle_profile(profile)
+
+    @property
+    def profile(self) -> Profile:
+        """See ``Store.profile``. A host that is not known is asked once, and known by its answer's headers."""
+        if self._profile is None:
+            self._settle_profile(profile_of_reply(self._reply_headers()))
+            assert self._profile is not None
+        return self._profile
+
+    def parts(self, at_most: int | None = None) -> PartRules:
+        """See ``Store.parts``."""
+        profile = self.profile
+        layout = plan_layout(profile.limits, at_most=at_most, max_part=self._location.max_part)
+        return PartRules(buffered=True, parallel=profile.parallel, layout=layout)
+
+    def _settle_profile(self, profile: Profile) -> None:
+        """Keep the profile, unless the store lacks what the settings ask for."""
+        profile = with_limits(profile, max_parts=self._location.max_parts)
+        write = self._write
+        lacking = [
+            words
+            for words, missing in (
+                ("tags", bool(write.tags) and not profile.tags),
+                ("object lock (retain-until)", self._locked and not profile.object_lock),
+                (
+                    f"the storage class {write.storage_class} (it has {', '.join(profile.storage_classes or ())})",
+                    write.storage_class is not None
+                    and profile.storage_classes is not None
+                    and write.storage_class not in profile.storage_classes,
+                ),
+            )
+            if missing
+        ]
+        if lacking:
+            raise StoreRefusedError(
+                f"{self.url} can't be written as its settings say",
+                f"{profile.title} has no {' and no '.join(lacking)}",
+                "Take the setting out, or name the provider (provider=NAME) if it is another one.",
+            )
+        self._profile = profile
+
+    def _reply_headers(self) -> Mapping[str, str]:
+        try:
+            with self._recognising():
+                reply: Any = self._client.head_bucket(Bucket=self._bucket)
+        except ClientError as error:
+            reply = error.response  # whatever it says of the bucket, its headers tell who it is
+        return {name.lower(): value for name, value in reply["ResponseMetadata"].get("HTTPHeaders", {}).items()}
+
+    @contextlib.contextmanager
+    def _recognising(self) -> Iterator[None]:
+        try:
+            yield
+        except ClientError as error:
+            if error.response.get("ResponseMetadata", {}).get("HTTPStatusCode", 0) >= 500:
+                raise self._translated(error, f"Could not reach {self.url}") from error
+            raise
+        except Exception as error:
+            raise self._translated(error, f"Could not reach {self.url}") from error
 
     def _new_client(self, read_timeout: float) -> S3Client:
         return self._session.client(
@@ -83,21 +165,29 @@ class S3Store:
         """The client for what may take long: parts, and completions. Made on first use."""
         with self._lock:
             if self._bulk_client is None:
-                self._bulk_client = self._new_client(BULK_TIMEOUT)
+                self._bulk_client = self._new_client(self._location.timeout or BULK_TIMEOUT)
             return self._bulk_client
 
-    def put(self, key: str, body: Body, crc64nvme: int, *, if_absent: bool = True) -> StoredObject:
+    def put(
+        self, key: str, body: Body, crc64nvme: int, *, if_absent: bool = True, kind: Kind = "record"
+    ) -> StoredObject:
         """See ``Store.put``."""
-        condition: dict[str, Any] = {"IfNoneMatch": "*"} if if_absent else {}
+        profile = self.profile
+        checks, md5 = self._body_checks(body, crc64nvme)
+        if if_absent and profile.conditional_writes:
+            checks["IfNoneMatch"] = "*"
+        elif if_absent:
+            self._refuse_existing(key)
         with self._translating(f"Could not write {self._name(key)}"):
             reply = self._client.put_object(
                 Bucket=self._bucket,
                 Key=self._prefix + key,
-                Body=body,  # type: ignore[arg-type]
+                Body=_sendable(body),
                 ContentLength=len(body),
-                ChecksumCRC64NVME=encode_crc64nvme(crc64nvme),
-                **condition,
+                **checks,
+                **self._attributes(kind),
             )
+        self._check_etag(self._name(key), reply, md5)
         checksum = reply.get("ChecksumCRC64NVME")
         return StoredObject(
             key=key,
@@ -109,71 +199,117 @@ class S3Store:
 
     def begin(self, key: str) -> Upload:
         """See ``Store.begin``."""
+        checks: dict[str, Any] = {}
+        if self.profile.checksums:
+            checks = {"ChecksumAlgorithm": _CHECKSUM, "ChecksumType": "FULL_OBJECT"}
         with self._translating(f"Could not begin an upload to {self._name(key)}"):
             reply = self._client.create_multipart_upload(
-                Bucket=self._bucket,
-                Key=self._prefix + key,
-                ChecksumAlgorithm=_CHECKSUM,
-                ChecksumType="FULL_OBJECT",
+                Bucket=self._bucket, Key=self._prefix + key, **checks, **self._attributes("data")
             )
         return Upload(key=key, token=reply["UploadId"])
 
     def put_part(self, upload: Upload, number: int, offset: int, body: Body, crc64nvme: int) -> UploadedPart:
         """See ``Store.put_part``."""
+        checks, md5 = self._body_checks(body, crc64nvme)
         with self._translating(f"Could not upload part {number} of {self._name(upload.key)}"):
             reply = self._bulk.upload_part(
                 Bucket=self._bucket,
                 Key=self._prefix + upload.key,
                 UploadId=upload.token,
                 PartNumber=number,
-                Body=body,  # type: ignore[arg-type]
+                Body=_sendable(body),
                 ContentLength=len(body),
-                ChecksumCRC64NVME=encode_crc64nvme(crc64nvme),
+                **checks,
             )
+        self._check_etag(f"part {number} of {self._name(upload.key)}", reply, md5)
         return UploadedPart(number=number, size=len(body), etag=reply["ETag"], crc64nvme=crc64nvme)
+
+    def uploaded_parts(self, upload: Upload) -> Sequence[UploadedPart]:
+        """See ``Store.uploaded_parts``. Pages after the first are asked for side by side."""
+        first, more = self._parts_page(upload, 0, 0)
+        parts = {part.number: part for part in first}
+        if more:
+            starts = range(_PARTS_A_PAGE, self.profile.limits.max_parts, _PARTS_A_PAGE)
+            with ThreadPoolExecutor(4) as pool:
+                for page in pool.map(lambda start: self._parts_between(upload, start), [0, *starts]):
+                    parts.update((part.number, part) for part in page)
+        return [parts[number] for number in sorted(parts)]
+
+    def _parts_between(self, upload: Upload, start: int) -> Sequence[UploadedPart]:
+        """Return the parts after number ``start``, a page's worth of numbers."""
+        found: list[UploadedPart] = []
+        marker, end = start, start + _PARTS_A_PAGE
+        while marker < end:
+            page, more = self._parts_page(upload, marker, end)
+            found += [part for part in page if part.number <= end]
+            if not page or not more:
+                break
+            marker = page[-1].number
+        return found
+
+    def _parts_page(self, upload: Upload, marker: int, end: int) -> tuple[Sequence[UploadedPart], bool]:
+        with self._translating(f"Could not list the parts of {self._name(upload.key)}"):
+            reply = self._client.list_parts(
+                Bucket=self._bucket,
+                Key=self._prefix + upload.key,
+                UploadId=upload.token,
+                PartNumberMarker=marker,
+                MaxParts=_PARTS_A_PAGE,
+            )
+        parts = [
+            UploadedPart(
+                number=part["PartNumber"],
+                size=part["Size"],
+                etag=part["ETag"],
+                crc64nvme=decode_crc64nvme(part.get("ChecksumCRC64NVME")),
+            )
+            for part in reply.get("Parts", [])
+        ]
+        return parts, bool(reply.get("IsTruncated"))
 
     def complete(
         self, upload: Upload, parts: Sequence[UploadedPart], crc64nvme: int, *, if_absent: bool = True
     ) -> StoredObject:
         """See ``Store.complete``.
 
-        The reply can be lost after it worked, and then a second call finds no upload: whether the object is
-        there with the ETag that these parts must have decides.
+        The reply can be lost after it worked, and then a second call finds no upload, or its own object in the
+        way: whether the object is there as these parts must make it decides.
         """
-        condition: dict[str, Any] = {"IfNoneMatch": "*"} if if_absent else {}
+        profile = self.profile
         size = sum(part.size for part in parts)
+        checks: dict[str, Any] = {}
+        if profile.checksums:
+            checks = {
+                "ChecksumCRC64NVME": encode_crc64nvme(crc64nvme),
+                "ChecksumType": "FULL_OBJECT",
+                "MpuObjectSize": size,
+            }
         try:
+            if if_absent and profile.conditional_completions:
+                checks["IfNoneMatch"] = "*"
+            elif if_absent:
+                self._refuse_existing(upload.key)
             with self._translating(f"Could not complete {self._name(upload.key)}"):
                 self._bulk.complete_multipart_upload(
                     Bucket=self._bucket,
                     Key=self._prefix + upload.key,
                     UploadId=upload.token,
-                    ChecksumCRC64NVME=encode_crc64nvme(crc64nvme),
-                    ChecksumType="FULL_OBJECT",
-                    MpuObjectSize=size,
-                    MultipartUpload={
-                        "Parts": [
-                            {
-                                "PartNumber": part.number,
-                                "ETag": part.etag,
-                                "ChecksumCRC64NVME": encode_crc64nvme(part.crc64nvme),
-                            }
-                            for part in parts
-                        ]
-                    },
-                    **condition,
+                    MultipartUpload={"Parts": [_completed(part, checksums=profile.checksums) for part in parts]},
+                    **checks,
                 )
         except (StoreUnavailableError, ObjectNotFoundError, PreconditionError) as error:
             try:
-                found = self.stat(upload.key)
+                found, raw = self._look(upload.key)
             except StoreUnavailableError:
                 raise error from None
-            if found is None or found.size != size or found.etag != multipart_etag(parts):
+            if found is None or not self._is_made_of(found, raw, parts, crc64nvme):
                 raise
-        return self._settled(upload.key, size, encode_crc64nvme(crc64nvme))
+        return self._settled(upload.key, parts, crc64nvme)
 
     def abort(self, upload: Upload) -> None:
-        """See ``Store.abort``."""
+        """See ``Store.abort``. Nothing is done where that could harm a completed object of the same key."""
+        if not self.profile.aborts_safely and self.stat(upload.key) is not None:
+            return
         try:
             with self._translating(f"Could not abort the upload of {self._name(upload.key)}"):
                 self._client.abort_multipart_upload(
@@ -234,19 +370,22 @@ class S3Store:
 
     def stat(self, key: str) -> StoredObject | None:
         """See ``Store.stat``."""
+        return self._look(key)[0]
+
+    def _look(self, key: str) -> tuple[StoredObject | None, Any]:
         try:
             with self._translating(f"Could not look at {self._name(key)}"):
                 reply = self._client.head_object(Bucket=self._bucket, Key=self._prefix + key, ChecksumMode="ENABLED")
         except ObjectNotFoundError:
-            return None
-        checksum = reply.get("ChecksumCRC64NVME")
+            return None, {}
+        checksum = reply.get("ChecksumCRC64NVME") if reply.get("ChecksumType") != "COMPOSITE" else None
         return StoredObject(
             key=key,
             size=reply["ContentLength"],
             modified=reply["LastModified"],
             etag=reply.get("ETag"),
             checksum=f"{_CHECKSUM}:{checksum}" if checksum else None,
-        )
+        ), reply
 
     def list(self) -> Iterator[StoredObject]:
         """See ``Store.list``."""
@@ -283,22 +422,86 @@ class S3Store:
     def _name(self, key: str) -> str:
         return f"s3://{self._bucket}/{self._prefix}{key}"
 
-    def _settled(self, key: str, size: int, checksum: str | None) -> StoredObject:
+    @property
+    def _locked(self) -> bool:
+        return self._write.retain is not None or self._write.retain_until is not None
+
+    def _attributes(self, kind: Kind) -> dict[str, Any]:
+        """Return what the settings ask for on an object of that kind."""
+        write = self._write
+        asked: dict[str, Any] = {}
+        if write.encryption is not None:
+            asked["ServerSideEncryption"] = write.encryption
+            if write.kms_key is not None:
+                asked["SSEKMSKeyId"] = write.kms_key
+        if kind == "working":
+            return asked
+        if kind == "data" and write.storage_class is not None:
+            asked["StorageClass"] = write.storage_class
+        if write.tags:
+            asked["Tagging"] = urlencode(write.tags)
+        if self._locked:
+            until = dt.datetime.now(dt.UTC) + dt.timedelta(seconds=write.retain or 0)
+            if write.retain_until is not None:
+                until = dt.datetime.fromisoformat(write.retain_until)
+            asked["ObjectLockMode"] = write.lock_mode
+            asked["ObjectLockRetainUntilDate"] = until
+        return asked
+
+    def _body_checks(self, body: Body, crc64nvme: int) -> tuple[dict[str, Any], str | None]:
+        """Return the headers by which the store checks a body on arrival, and the MD5 that its ETag must be."""
+        if self.profile.checksums:
+            return {"ChecksumCRC64NVME": encode_crc64nvme(crc64nvme)}, None
+        digest = hashlib.md5(content_of(body), usedforsecurity=False)
+        encoded = base64.b64encode(digest.digest()).decode()
+        return {"ContentMD5": encoded}, digest.hexdigest() if self.profile.md5_etags else None
+
+    def _check_etag(self, what: str, reply: Any, md5: str | None) -> None:
+        """Compare the ETag with the MD5 of what was sent; encryption by a key makes it something else.
+
+        Raises:
+            StoreUnavailableError: other bytes arrived than were sent. Sending them again may help.
+        """
+        etag = _MD5.fullmatch(reply.get("ETag", ""))
+        if md5 is not None and etag is not None and not _keyed(reply) and etag[1] != md5:
+            raise StoreUnavailableError(
+                f"What arrived of {what} is not what was sent",
+                f"its MD5 is {md5}, and {self._endpoint} answered {etag[1]}",
+                "The network or the store damages data; try again, and watch whether it stays.",
+            )
+
+    def _refuse_existing(self, key: str) -> None:
+        if self.stat(key) is not None:
+            raise PreconditionError(
+                f"{self._name(key)} exists already", "it was there a moment ago", "Another run made it."
+            )
+
+    def _is_made_of(self, found: StoredObject, raw: Any, parts: Sequence[UploadedPart], crc64nvme: int) -> bool:
+        """Tell whether the object is the one that these parts make, as far as the store lets that be known."""
+        if found.size != sum(part.size for part in parts):
+            return False
+        if found.checksum is not None:
+            return found.checksum == f"{_CHECKSUM}:{encode_crc64nvme(crc64nvme)}"
+        expected = multipart_etag(parts)
+        if self.profile.md5_etags and expected and found.etag and not _keyed(raw):
+            return found.etag.strip('"') == expected.strip('"')
+        return True
+
+    def _settled(self, key: str, parts: Sequence[UploadedPart], crc64nvme: int) -> StoredObject:
         """Ask the store what it holds now; the answer goes into the manifest."""
-        found = self.stat(key)
+        found, raw = self._look(key)
         if found is None:
             raise StoreUnavailableError(
                 f"{self._name(key)} is not there",
                 "the store accepted it and then did not find it",
                 "Try again.",
             )
-        if found.size != size or (
-            checksum is not None and found.checksum is not None and found.checksum != f"{_CHECKSUM}:{checksum}"
-        ):
+        if not self._is_made_of(found, raw, parts, crc64nvme):
             raise IntegrityError(
                 f"{self._name(key)} is not what was sent",
-                f"{size} bytes with {_CHECKSUM} {checksum} were sent,"
-                f" the store holds {found.size} with {found.checksum}",
+                f"{sum(part.size for part in parts)} bytes with {_CHECKSUM} {encode_crc64nvme(crc64nvme)} and ETag"
+                f" {multipart_etag(parts)} were sent, the store holds {found.size} with"
+                f" {found.checksum or 'no checksum'} and {found.etag}",
                 "Another program writes there, or the store damages data; do not trust it with backups.",
             )
         return found
@@ -314,18 +517,48 @@ class S3Store:
                 raise IntegrityError(
                     what, "the object ends before the place that was asked for", "Run: backhaul verify --deep"
                 ) from error
-            raise translated(error, what, bucket=self._bucket, endpoint=self._endpoint) from error
+            raise self._translated(error, what) from error
+
+    def _translated(self, error: Exception, what: str) -> Exception:
+        cause: BaseException | None = error
+        while cause is not None:
+            if isinstance(cause, BodyCancelledError | StoppedError):
+                return cause  # raised by the body, through botocore; not a fault of the store
+            cause = getattr(cause, "kwargs", {}).get("error") or cause.__cause__ or cause.__context__
+        found = translated(error, what, bucket=self._bucket, endpoint=self._endpoint)
+        if isinstance(found, StoreUnavailableError) and isinstance(error, ClientError):
+            # Whoever answered so may be one sick host of many: the next try takes a new connection.
+            self._client.close()
+            if self._bulk_client is not None:
+                self._bulk_client.close()
+        return found
 
 
 _READ_SIZE = 1 << 20
 
 
+def _sendable(body: Body) -> Any:
+    return body.open() if isinstance(body, PartBody) else body
+
+
+def _keyed(reply: Any) -> bool:
+    """Tell whether the object is encrypted in a way that makes its ETag no MD5."""
+    return str(reply.get("ServerSideEncryption", "")).startswith("aws:kms") or "SSECustomerAlgorithm" in reply
+
+
+def _completed(part: UploadedPart, *, checksums: bool) -> Any:
+    entry: dict[str, Any] = {"PartNumber": part.number, "ETag": part.etag}
+    if checksums:
+        entry["ChecksumCRC64NVME"] = encode_crc64nvme(part.crc64nvme)
+    return entry
+
+
 def multipart_etag(parts: Sequence[UploadedPart]) -> str:
-    """Return the ETag of an object made from these parts where part ETags are MD5s (not under SSE-KMS)."""
+    """Return the ETag of an object made from these parts, empty where the parts' ETags are no MD5s."""
     digest = hashlib.md5(usedforsecurity=False)
     for part in parts:
-        try:
-            digest.update(bytes.fromhex(part.etag.strip('"')))
-        except ValueError:
+        match = _MD5.fullmatch(part.etag)
+        if match is None:
             return ""
+        digest.update(bytes.fromhex(match[1]))
     return f'"{digest.hexdigest()}-{len(parts)}"'

@@ -1,0 +1,100 @@
+"""The journal of an upload that can be resumed: JSON lines, each true by itself, the last one perhaps torn.
+
+The first line says what is uploaded where, under which claim; then a line for each upload (segment) that was begun
+and each part that the store acknowledged. A line that can't be read ends the journal: what it said is lost, and
+sent again.
+"""
+
+from __future__ import annotations
+
+import msgspec
+
+from backhaul.formats.part_sizes import PartLayout
+from backhaul.model.claim import Claim
+
+VERSION = 1
+
+
+class SourceIdentity(msgspec.Struct, frozen=True, kw_only=True):
+    """What a file was when the upload began. Any difference means another file; times in ns since the epoch."""
+
+    path: str
+    device: int
+    inode: int
+    size: int
+    modified: int
+
+
+class Header(msgspec.Struct, frozen=True, kw_only=True, tag="upload-journal"):
+    """The first line."""
+
+    version: int
+    series: str
+    backup: str
+    stream: str
+    codec: str
+    setting: str
+    frame_size: int
+    layout: PartLayout
+    source: SourceIdentity
+    claim: Claim
+
+
+class BegunLine(msgspec.Struct, frozen=True, kw_only=True, tag="begun"):
+    """An upload was begun for a segment."""
+
+    segment: int
+    key: str
+    token: str
+
+
+class PartLine(msgspec.Struct, frozen=True, kw_only=True, tag="part"):
+    """A part was acknowledged; ``crc64nvme`` and ``blake3`` (hex) are of its bytes."""
+
+    segment: int
+    number: int
+    size: int
+    etag: str
+    crc64nvme: int
+    blake3: str
+
+
+Line = Header | BegunLine | PartLine
+
+
+class JournalState(msgspec.Struct, kw_only=True):
+    """What a journal says: uploads by segment, parts by segment and number."""
+
+    header: Header
+    uploads: dict[int, BegunLine]
+    parts: dict[tuple[int, int], PartLine]
+
+
+def encode_line(line: Line) -> bytes:
+    """Return a line with its end."""
+    return msgspec.json.encode(line) + b"\n"
+
+
+def decode(data: bytes) -> JournalState | None:
+    """Read a journal as far as it is whole; None if not even its first line is, or another version wrote it."""
+    state: JournalState | None = None
+    for text in data.splitlines(keepends=True):
+        if not text.endswith(b"\n"):
+            break
+        try:
+            line = msgspec.json.decode(text, type=Line)
+        except (msgspec.DecodeError, UnicodeDecodeError):
+            break
+        if isinstance(line, Header):
+            if state is not None or line.version != VERSION:
+                break
+            state = JournalState(header=line, uploads={}, parts={})
+        elif state is None:
+            break
+        elif isinstance(line, BegunLine):
+            # A segment that was begun again has none of the former one's parts.
+            state.parts = {place: part for place, part in state.parts.items() if place[0] != line.segment}
+            state.uploads[line.segment] = line
+        else:
+            state.parts[line.segment, line.number] = line
+    return state

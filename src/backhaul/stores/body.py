@@ -1,0 +1,124 @@
+"""The bytes of a request, as they are handed to the network: paced, counted, and stoppable.
+
+One body may be read by several tries, one after the other (a retry) or side by side (a hedge). Bytes that go out
+for the first time are paced by the rate limit and count as progress. Bytes that go out again do neither: a limit
+that charges retries against itself slows down until nothing moves any more. They have a limit of their own.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable
+
+Take = Callable[[int], None]
+
+# urllib3 asks file-like bodies for 16 KiB at a time, and sends whatever it is given: fewer, larger calls.
+_PIECE = 1 << 20
+
+
+class BodyCancelledError(Exception):
+    """The bytes are not wanted any more: another try got them there first."""
+
+
+class PartBody:
+    """A view of memory that tries to send.
+
+    Args:
+        view: the bytes. They must not change until ``readers`` is 0 again.
+        on_progress: told the count of bytes that were handed out for the first time.
+    """
+
+    def __init__(self, view: bytes | bytearray | memoryview, on_progress: Take | None = None) -> None:
+        self.view = memoryview(view)
+        self._on_progress = on_progress
+        self._take: Take | None = None
+        self._take_again: Take | None = None
+        self._piece = _PIECE
+        self._lock = threading.Lock()
+        self._reached = 0
+        self._cancelled = False
+
+    def __len__(self) -> int:
+        return len(self.view)
+
+    def pace(self, take: Take, take_again: Take, piece: int) -> None:
+        """Have every piece wait for the limit: ``take`` for new bytes, ``take_again`` for repeated ones."""
+        self._take, self._take_again, self._piece = take, take_again, max(1, piece)
+
+    def cancel(self) -> None:
+        """End every try that still reads, at its next piece."""
+        self._cancelled = True
+
+    @property
+    def cancelled(self) -> bool:
+        """Whether the bytes are not wanted any more."""
+        return self._cancelled
+
+    @property
+    def reached(self) -> int:
+        """How many bytes went out at least once."""
+        return self._reached
+
+    def open(self) -> BodyReader:
+        """Return a reader from the beginning, for one try."""
+        return BodyReader(self)
+
+    def next_piece(self, position: int) -> memoryview:
+        """Return the piece at a position when it is due; empty at the end.
+
+        Raises:
+            BodyCancelledError: the bytes are not wanted any more.
+        """
+        if self._cancelled:
+            raise BodyCancelledError
+        end = min(position + self._piece, len(self.view))
+        with self._lock:
+            # A piece is new or repeated as a whole: a repeated one ends where the new bytes begin.
+            if position < self._reached < end:
+                end = self._reached
+            new = end > self._reached
+            self._reached = max(self._reached, end)
+        count = end - position
+        if count:
+            take = self._take if new else self._take_again
+            if take is not None:
+                take(count)
+            if new and self._on_progress is not None:
+                self._on_progress(count)
+            if self._cancelled:
+                raise BodyCancelledError
+        return self.view[position:end]
+
+
+class BodyReader:
+    """A file-like reader of a ``PartBody``, which is what HTTP clients take. Not for sharing."""
+
+    def __init__(self, body: PartBody) -> None:
+        self._body = body
+        self._position = 0
+
+    def __len__(self) -> int:
+        return len(self._body)
+
+    def read(self, size: int = -1, /) -> memoryview:
+        """Return the next piece: of the body's own size, whatever was asked for."""
+        piece = self._body.next_piece(self._position)
+        self._position += len(piece)
+        return piece
+
+    def tell(self) -> int:
+        """Return the position, as botocore asks before it sends."""
+        return self._position
+
+    def seek(self, offset: int, whence: int = 0, /) -> int:
+        """Move, as botocore does before it sends."""
+        self._position = (0, self._position, len(self._body))[whence] + offset
+        return self._position
+
+
+Body = bytes | bytearray | memoryview | PartBody
+
+
+def content_of(body: Body) -> bytes | bytearray | memoryview:
+    """Return a body's bytes, all at once."""
+    return body.view if isinstance(body, PartBody) else body
