@@ -11,8 +11,8 @@ The verbs of the command line, as functions::
     with backhaul.open("s3://acme/db7/orders@latest") as file:
         file.seek(-4096, 2)
 
-Verbs: ``push``, ``pull``, ``list``, ``show``, ``verify``, ``clean``, ``open``. Options: ``PushOptions``,
-``PullOptions``. Streams come from a ``CommandSource`` or ``StreamSource`` and go to a ``CommandTarget``,
+Verbs: ``push``, ``pull``, ``list``, ``show``, ``verify``, ``clean``, ``doctor``, ``open``. Options: ``PushOptions``,
+``PullOptions``. Streams come from a ``CommandSource``, ``FileSource`` or ``StreamSource``, go to a ``CommandTarget``,
 ``FileTarget`` or ``StreamTarget``. Errors are ``backhaul.errors.BackhaulError`` and its subclasses. All but
 ``push`` load on first use: ``help(backhaul.pull)`` shows the rest.
 """
@@ -29,12 +29,14 @@ from backhaul.version import VERSION as __version__
 if TYPE_CHECKING:
     from backhaul.model.manifest import Manifest as Manifest
     from backhaul.model.results import CleanResult as CleanResult
+    from backhaul.model.results import DoctorResult as DoctorResult
     from backhaul.model.results import ListResult as ListResult
     from backhaul.model.results import PullResult as PullResult
     from backhaul.model.results import PushResult as PushResult
     from backhaul.model.results import ShowResult as ShowResult
     from backhaul.model.results import VerifyResult as VerifyResult
     from backhaul.operations.clean import clean as clean
+    from backhaul.operations.doctor import doctor as doctor
     from backhaul.operations.inspect import list_backups as list
     from backhaul.operations.inspect import show_backup as show
     from backhaul.operations.pull import PullOptions as PullOptions
@@ -44,6 +46,7 @@ if TYPE_CHECKING:
     from backhaul.operations.verify import verify as verify
     from backhaul.sources.base import Source as Source
     from backhaul.sources.command import CommandSource as CommandSource
+    from backhaul.sources.file import FileSource as FileSource
     from backhaul.sources.stream import StreamSource as StreamSource
     from backhaul.targets.base import Target as Target
     from backhaul.targets.command import CommandTarget as CommandTarget
@@ -53,12 +56,14 @@ if TYPE_CHECKING:
 _EXPORTS = {
     "Manifest": ("backhaul.model.manifest", "Manifest"),
     "CleanResult": ("backhaul.model.results", "CleanResult"),
+    "DoctorResult": ("backhaul.model.results", "DoctorResult"),
     "ListResult": ("backhaul.model.results", "ListResult"),
     "PullResult": ("backhaul.model.results", "PullResult"),
     "PushResult": ("backhaul.model.results", "PushResult"),
     "ShowResult": ("backhaul.model.results", "ShowResult"),
     "VerifyResult": ("backhaul.model.results", "VerifyResult"),
     "clean": ("backhaul.operations.clean", "clean"),
+    "doctor": ("backhaul.operations.doctor", "doctor"),
     "list": ("backhaul.operations.inspect", "list_backups"),
     "show": ("backhaul.operations.inspect", "show_backup"),
     "PullOptions": ("backhaul.operations.pull", "PullOptions"),
@@ -68,6 +73,7 @@ _EXPORTS = {
     "verify": ("backhaul.operations.verify", "verify"),
     "Source": ("backhaul.sources.base", "Source"),
     "CommandSource": ("backhaul.sources.command", "CommandSource"),
+    "FileSource": ("backhaul.sources.file", "FileSource"),
     "StreamSource": ("backhaul.sources.stream", "StreamSource"),
     "Target": ("backhaul.targets.base", "Target"),
     "CommandTarget": ("backhaul.targets.command", "CommandTarget"),
@@ -80,6 +86,8 @@ __all__ = [
     "CleanResult",
     "CommandSource",
     "CommandTarget",
+    "DoctorResult",
+    "FileSource",
     "FileTarget",
     "ListResult",
     "Manifest",
@@ -95,6 +103,7 @@ __all__ = [
     "VerifyResult",
     "__version__",
     "clean",
+    "doctor",
     "errors",
     "list",
     "open",

@@ -395,7 +395,7 @@ MANIFEST_DAMAGE: dict[str, tuple[Callable[[bytes], bytes | None], str]] = {
     "garbage": (lambda m: b"\x00\xff garbage", "not a manifest"),
     "empty": (lambda m: b"", "not a manifest"),
     "another document": (lambda m: b'{"format": "other"}', "not a manifest"),
-    "newer major": (lambda m: m.replace(b'"version": "1.0"', b'"version": "2.0"'), "newer Backhaul"),
+    "newer major": (lambda m: m.replace(b'"version": "1.1"', b'"version": "2.0"'), "newer Backhaul"),
     "half": (lambda m: m[: len(m) // 2], "not a manifest"),
     "another size": (lambda m: re.sub(rb'("raw": \{\s*"size": )(\d+)', rb"\g<1>7", m), "data.zst"),
     "another hash": (lambda m: re.sub(rb'("raw": \{[^}]*"blake3": ")..', rb"\g<1>zz", m), "data.zst"),

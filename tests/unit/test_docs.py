@@ -11,7 +11,7 @@ from tools.pages import DIRECTORY, pages
 
 from backhaul import errors, version
 from backhaul.formats import manifest, part_sizes, seekable
-from backhaul.formats.quantities import format_size
+from backhaul.model.profile import Limits
 from backhaul.transforms import compress
 
 pytestmark = pytest.mark.unit
@@ -28,8 +28,10 @@ def test_the_constants_in_the_format_page() -> None:
         "manifest_format": f"`{manifest.FORMAT}`",
         "manifest_version": f"`{manifest.VERSION}`",
         "part_first": str(part_sizes.FIRST_SIZE),
-        "part_step": str(part_sizes.PARTS_PER_STEP),
-        "part_reach": format_size(part_sizes.reach()),
+        "part_step": str(part_sizes.STEPS[-1]),
+        "part_reach": f"{part_sizes.plan_layout(Limits()).capacity(1) / 2**40:.1f} TiB",
+        "part_equal_largest": str(part_sizes.EQUAL_LARGEST),
+        "part_equal_count": str(part_sizes.EQUAL_PARTS),
     }
     found = re.findall(r"<!-- (\w+) -->(.+?)<!-- -->", text)
     assert {name for name, _ in found} == set(expected)

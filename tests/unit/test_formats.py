@@ -322,8 +322,6 @@ def test_sizes_for_people_are_short(size: float) -> None:
     assert len(format_size(size)) <= 9
 
 
-
-
 # -- secrets -----------------------------------------------------------------------------------------------
 
 SECRETS = [

@@ -22,7 +22,7 @@ providers = st.sampled_from(S3_PROVIDERS)
 
 def segments_of(layout: PartLayout, length: int) -> list[int]:
     """The sizes of the segments of a stream, as the writer cuts it: each as full as it gets."""
-    sizes = []
+    sizes: list[int] = []
     while length > 0:
         sizes.append(min(length, layout.capacity(len(sizes) + 1)))
         length -= sizes[-1]

@@ -17,6 +17,8 @@ from backhaul.model.profile import Limits, Profile
 
 _TIB = 1 << 40
 
+GENERIC = "generic"
+
 # Providers whose limits are given in powers of ten.
 _DECIMAL = Limits(min_part=5 << 20, max_part=5 * 10**9, max_object=5 * 10**12)
 
@@ -113,7 +115,7 @@ PROFILES: dict[str, Profile] = {
         ),
         # The most careful reading of S3: what is not certain is done without.
         Profile(
-            name="generic",
+            name=GENERIC,
             title="an S3 store that is not known",
             limits=Limits(max_part=5 * 10**9, max_parts=1000, max_object=5 * 10**12, equal_parts=True),
             upload_days=1,
@@ -174,7 +176,9 @@ def profile_of_reply(headers: Mapping[str, str]) -> Profile:
         headers: names in lower case.
     """
     server = headers.get("server", "")
-    name = "ceph" if any(header.startswith("x-rgw-") for header in headers) else "generic"
+    name = "ceph" if any(header.startswith("x-rgw-") for header in headers) else GENERIC
+    if "x-amz-meta-filename" in headers.get("access-control-allow-headers", ""):
+        name = "rclone"  # it calls itself AmazonS3
     for pattern, known in _SERVERS:
         if re.fullmatch(pattern, server, re.IGNORECASE):
             name = known

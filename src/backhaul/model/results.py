@@ -158,3 +158,47 @@ class CleanResult(msgspec.Struct, frozen=True, kw_only=True):
     def removed_size(self) -> int:
         """Bytes freed."""
         return sum(action.size for action in self.removed)
+
+
+class Finding(msgspec.Struct, frozen=True, kw_only=True):
+    """What ``doctor`` found out by trying. ``ability`` is a field of ``model.profile.Profile``, or empty.
+
+    ``found`` is True (it does), False (it does not) or None (it could not be found out); ``detail`` in the
+    store's own words.
+    """
+
+    name: str
+    found: bool | None
+    detail: str
+    ability: str = ""
+
+
+class Diagnosis(msgspec.Struct, frozen=True, kw_only=True):
+    """A finding, compared with what the store's profile says.
+
+    ``state`` is ``ok``, ``note`` (it can do more than the profile uses, or lacks what the profile knows it lacks)
+    or ``problem``; ``cost`` says what lacking it costs, ``todo`` what to do about it.
+    """
+
+    name: str
+    state: str
+    detail: str
+    cost: str = ""
+    todo: str = ""
+
+
+class DoctorResult(msgspec.Struct, frozen=True, kw_only=True):
+    """How a store stands to its profile."""
+
+    store: str
+    profile: str
+    title: str
+    limits: dict[str, int | bool]
+    diagnoses: tuple[Diagnosis, ...]
+    bytes_sent: int
+    seconds: float
+
+    @property
+    def ok(self) -> bool:
+        """Whether nothing stands in the way of backups."""
+        return all(diagnosis.state != "problem" for diagnosis in self.diagnoses)

@@ -113,12 +113,8 @@ class UploadJournal:
             upload = Upload(key=begun.key, token=begun.token)
             ours = {number: part for (place, number), part in self.state.parts.items() if place == segment}
             try:
-                listed = {part.number: part for part in store.uploaded_parts(upload)}
-                kept = {
-                    number: part
-                    for number, part in ours.items()
-                    if number in listed and (listed[number].size, listed[number].etag) == (part.size, part.etag)
-                }
+                listed = {(part.number, part.size, part.etag) for part in store.uploaded_parts(upload)}
+                kept = {number: part for number, part in ours.items() if (number, part.size, part.etag) in listed}
             except ObjectNotFoundError:
                 # Completed, or gone. Completed, it is an object that these very parts make.
                 found = store.stat(begun.key)

@@ -113,6 +113,8 @@ class Store(Protocol):
     def uploaded_parts(self, upload: Upload) -> Sequence[UploadedPart]:
         """Return the parts that an upload holds, by number; ``crc64nvme`` is 0 where the store does not say.
 
+        A part that was sent several times may be there several times.
+
         Raises:
             ObjectNotFoundError: there is no such upload, or it is completed, or the store can't go on with one.
         """

@@ -65,6 +65,33 @@ def tool(name: str) -> str:
     return found
 
 
+def s3_environment(endpoint: str) -> dict[str, str]:
+    """Return what a program's environment needs to talk to one of these servers, or to a proxy before it."""
+    return {
+        "AWS_ACCESS_KEY_ID": ACCESS_KEY,
+        "AWS_SECRET_ACCESS_KEY": SECRET_KEY,
+        "AWS_ENDPOINT_URL": endpoint,
+        "AWS_REGION": "us-east-1",
+        "AWS_DEFAULT_REGION": "us-east-1",
+        "AWS_EC2_METADATA_DISABLED": "true",
+    }
+
+
+def s3_client(endpoint: str, **config: Any) -> S3Client:
+    """Return a plain boto3 client; ``config`` is botocore's."""
+    import boto3
+    from botocore.config import Config
+
+    return boto3.client(
+        "s3",
+        endpoint_url=endpoint,
+        aws_access_key_id=ACCESS_KEY,
+        aws_secret_access_key=SECRET_KEY,
+        region_name="us-east-1",
+        config=Config(**config),
+    )
+
+
 class SeaweedFS:
     """A SeaweedFS with its S3 gateway, from the wheel: one process with master, volume and filer inside."""
 
@@ -87,28 +114,11 @@ class SeaweedFS:
     @property
     def environment(self) -> dict[str, str]:
         """What a program's environment needs to talk to this server."""
-        return {
-            "AWS_ACCESS_KEY_ID": ACCESS_KEY,
-            "AWS_SECRET_ACCESS_KEY": SECRET_KEY,
-            "AWS_ENDPOINT_URL": self.endpoint,
-            "AWS_REGION": "us-east-1",
-            "AWS_DEFAULT_REGION": "us-east-1",
-            "AWS_EC2_METADATA_DISABLED": "true",
-        }
+        return s3_environment(self.endpoint)
 
     def client(self, **config: Any) -> S3Client:
         """Return a plain boto3 client, to look at the store from outside; ``config`` is botocore's."""
-        import boto3
-        from botocore.config import Config
-
-        return boto3.client(
-            "s3",
-            endpoint_url=self.endpoint,
-            aws_access_key_id=ACCESS_KEY,
-            aws_secret_access_key=SECRET_KEY,
-            region_name="us-east-1",
-            config=Config(**config),
-        )
+        return s3_client(self.endpoint, **config)
 
     def start(self) -> None:
         """Start it, on new ports, over the directory's data; wait until it answers.
@@ -236,6 +246,91 @@ def seaweedfs(directory: Path) -> Iterator[SeaweedFS]:
         yield server
     finally:
         server.kill()
+
+
+class SmallS3:
+    """An S3 server that is one small process: how it is started is the subclass's."""
+
+    name = ""
+
+    def __init__(self, directory: Path) -> None:
+        self.directory = directory
+        self.port = 0
+        self._process: subprocess.Popen[bytes] | None = None
+
+    @property
+    def endpoint(self) -> str:
+        """The S3 endpoint's URL."""
+        return f"http://127.0.0.1:{self.port}"
+
+    @property
+    def environment(self) -> dict[str, str]:
+        """What a program's environment needs to talk to this server."""
+        return s3_environment(self.endpoint)
+
+    def client(self, **config: Any) -> S3Client:
+        """Return a plain boto3 client, to look at the store from outside; ``config`` is botocore's."""
+        return s3_client(self.endpoint, **config)
+
+    def command(self) -> list[str]:
+        """Return the command line that serves ``directory`` on ``port``."""
+        raise NotImplementedError
+
+    def start(self) -> None:
+        """Start it and wait until it answers.
+
+        Raises:
+            ServerError: it did not come up.
+        """
+        self.directory.mkdir(parents=True, exist_ok=True)
+        self.port = free_ports(1)[0]
+        with open(self.directory.with_suffix(".log"), "ab") as log:
+            self._process = subprocess.Popen(
+                self.command(), stdout=log, stderr=log, stdin=subprocess.DEVNULL, cwd=self.directory
+            )
+        deadline = time.monotonic() + _START_TIMEOUT
+        while True:
+            connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=2)
+            try:
+                connection.request("GET", "/")
+                connection.getresponse().read()
+                return
+            except OSError as error:
+                if self._process.poll() is not None or time.monotonic() > deadline:
+                    raise ServerError(f"{self.name} did not start; see {self.directory}.log") from error
+                time.sleep(0.1)
+            finally:
+                connection.close()
+
+    def kill(self) -> None:
+        """End it."""
+        if self._process is not None:
+            self._process.kill()
+            self._process.wait()
+            self._process = None
+
+
+class RcloneS3(SmallS3):
+    """``rclone serve s3`` over a directory: weak in conditions, checksums and part copies."""
+
+    name = "rclone serve s3"
+
+    def command(self) -> list[str]:
+        """See ``SmallS3.command``."""
+        key = f"{ACCESS_KEY},{SECRET_KEY}"
+        config = ["--config", str(self.directory.with_suffix(".conf"))]
+        address = f"127.0.0.1:{self.port}"
+        return [tool("rclone"), "serve", "s3", *config, "--addr", address, "--auth-key", key, str(self.directory)]
+
+
+class MotoS3(SmallS3):
+    """moto's server: S3 in the memory of a Python process; accepts wrong checksums."""
+
+    name = "moto"
+
+    def command(self) -> list[str]:
+        """See ``SmallS3.command``."""
+        return [tool("moto_server"), "-H", "127.0.0.1", "-p", str(self.port)]
 
 
 class PostgreSQL:

@@ -33,7 +33,7 @@ from backhaul.errors import (
     StoreUnavailableError,
 )
 from backhaul.formats.part_sizes import plan_layout
-from backhaul.formats.profiles import PROFILES, profile_of_reply, provider_of_host, with_limits
+from backhaul.formats.profiles import GENERIC, PROFILES, profile_of_reply, provider_of_host, with_limits
 from backhaul.model.location import Location
 from backhaul.model.objects import StoredObject, UnfinishedUpload, Upload, UploadedPart
 from backhaul.model.profile import Profile
@@ -53,6 +53,7 @@ QUESTION_TIMEOUT = 20
 BULK_TIMEOUT = 60
 _CHECKSUM: Final = "CRC64NVME"
 _PARTS_A_PAGE = 1000
+_MULTIPART_ETAG = re.compile(r"[0-9a-f]{32}-\d+")
 _MD5 = re.compile(r'"?([0-9a-f]{32})"?')
 
 
@@ -62,18 +63,20 @@ class S3Store:
     def __init__(self, location: Location, *, profile: Profile | None = None) -> None:
         prefix = f"{location.path}/" if location.path else ""
         self.url = f"s3://{location.bucket}/{location.path}".rstrip("/")
-        self._bucket = location.bucket
-        self._prefix = prefix
+        self.bucket = self._bucket = location.bucket
+        self.prefix = self._prefix = prefix
         self._endpoint = location.endpoint or "the S3 endpoint"
         self._lock = threading.Lock()
         self._bulk_client: S3Client | None = None
         self._write = location.write
-        with self._translating(f"Could not set up access to {self.url}"):
+        with self.translating(f"Could not set up access to {self.url}"):
             session = boto3.session.Session(profile_name=location.profile, region_name=location.region)
             self._session, self._location = session, location
             self._client = self._new_client(location.timeout or QUESTION_TIMEOUT)
         self._endpoint = self._client.meta.endpoint_url
         self._profile: Profile | None = None
+        # Whether ETags are MD5s; of a store that is not known the first object that is written tells.
+        self._md5_etags: bool | None = None
         if profile is None and location.provider is not None:
             profile = PROFILES[location.provider]
         if profile is None:
@@ -121,6 +124,7 @@ class S3Store:
                 "Take the setting out, or name the provider (provider=NAME) if it is another one.",
             )
         self._profile = profile
+        self._md5_etags = profile.md5_etags if profile.name != GENERIC else None
 
     def _reply_headers(self) -> Mapping[str, str]:
         try:
@@ -178,14 +182,14 @@ class S3Store:
             checks["IfNoneMatch"] = "*"
         elif if_absent:
             self._refuse_existing(key)
-        with self._translating(f"Could not write {self._name(key)}"):
+        with self.translating(f"Could not write {self._name(key)}"):
             reply = self._client.put_object(
                 Bucket=self._bucket,
                 Key=self._prefix + key,
                 Body=_sendable(body),
                 ContentLength=len(body),
                 **checks,
-                **self._attributes(kind),
+                **self.attributes(kind),
             )
         self._check_etag(self._name(key), reply, md5)
         checksum = reply.get("ChecksumCRC64NVME")
@@ -202,16 +206,16 @@ class S3Store:
         checks: dict[str, Any] = {}
         if self.profile.checksums:
             checks = {"ChecksumAlgorithm": _CHECKSUM, "ChecksumType": "FULL_OBJECT"}
-        with self._translating(f"Could not begin an upload to {self._name(key)}"):
+        with self.translating(f"Could not begin an upload to {self._name(key)}"):
             reply = self._client.create_multipart_upload(
-                Bucket=self._bucket, Key=self._prefix + key, **checks, **self._attributes("data")
+                Bucket=self._bucket, Key=self._prefix + key, **checks, **self.attributes("data")
             )
         return Upload(key=key, token=reply["UploadId"])
 
     def put_part(self, upload: Upload, number: int, offset: int, body: Body, crc64nvme: int) -> UploadedPart:
         """See ``Store.put_part``."""
         checks, md5 = self._body_checks(body, crc64nvme)
-        with self._translating(f"Could not upload part {number} of {self._name(upload.key)}"):
+        with self.translating(f"Could not upload part {number} of {self._name(upload.key)}"):
             reply = self._bulk.upload_part(
                 Bucket=self._bucket,
                 Key=self._prefix + upload.key,
@@ -225,30 +229,33 @@ class S3Store:
         return UploadedPart(number=number, size=len(body), etag=reply["ETag"], crc64nvme=crc64nvme)
 
     def uploaded_parts(self, upload: Upload) -> Sequence[UploadedPart]:
-        """See ``Store.uploaded_parts``. Pages after the first are asked for side by side."""
-        first, more = self._parts_page(upload, 0, 0)
-        parts = {part.number: part for part in first}
+        """See ``Store.uploaded_parts``. Pages after the first are asked for side by side.
+
+        (SeaweedFS lists a part that was sent again once for each time, in no order.)
+        """
+        first, more = self._parts_page(upload, 0)
+        parts = {(part.number, part.etag): part for part in first}
         if more:
             starts = range(_PARTS_A_PAGE, self.profile.limits.max_parts, _PARTS_A_PAGE)
             with ThreadPoolExecutor(4) as pool:
                 for page in pool.map(lambda start: self._parts_between(upload, start), [0, *starts]):
-                    parts.update((part.number, part) for part in page)
-        return [parts[number] for number in sorted(parts)]
+                    parts.update(((part.number, part.etag), part) for part in page)
+        return [parts[place] for place in sorted(parts)]
 
     def _parts_between(self, upload: Upload, start: int) -> Sequence[UploadedPart]:
         """Return the parts after number ``start``, a page's worth of numbers."""
         found: list[UploadedPart] = []
         marker, end = start, start + _PARTS_A_PAGE
         while marker < end:
-            page, more = self._parts_page(upload, marker, end)
+            page, more = self._parts_page(upload, marker)
             found += [part for part in page if part.number <= end]
             if not page or not more:
                 break
             marker = page[-1].number
         return found
 
-    def _parts_page(self, upload: Upload, marker: int, end: int) -> tuple[Sequence[UploadedPart], bool]:
-        with self._translating(f"Could not list the parts of {self._name(upload.key)}"):
+    def _parts_page(self, upload: Upload, marker: int) -> tuple[Sequence[UploadedPart], bool]:
+        with self.translating(f"Could not list the parts of {self._name(upload.key)}"):
             reply = self._client.list_parts(
                 Bucket=self._bucket,
                 Key=self._prefix + upload.key,
@@ -289,7 +296,7 @@ class S3Store:
                 checks["IfNoneMatch"] = "*"
             elif if_absent:
                 self._refuse_existing(upload.key)
-            with self._translating(f"Could not complete {self._name(upload.key)}"):
+            with self.translating(f"Could not complete {self._name(upload.key)}"):
                 self._bulk.complete_multipart_upload(
                     Bucket=self._bucket,
                     Key=self._prefix + upload.key,
@@ -311,7 +318,7 @@ class S3Store:
         if not self.profile.aborts_safely and self.stat(upload.key) is not None:
             return
         try:
-            with self._translating(f"Could not abort the upload of {self._name(upload.key)}"):
+            with self.translating(f"Could not abort the upload of {self._name(upload.key)}"):
                 self._client.abort_multipart_upload(
                     Bucket=self._bucket, Key=self._prefix + upload.key, UploadId=upload.token
                 )
@@ -319,24 +326,32 @@ class S3Store:
             pass
 
     def unfinished(self) -> Iterator[UnfinishedUpload]:
-        """See ``Store.unfinished``."""
-        with self._translating(f"Could not list the unfinished uploads under {self.url}"):
-            for page in self._client.get_paginator("list_multipart_uploads").paginate(
+        """See ``Store.unfinished``. Nothing where the provider can't list them."""
+        if not self.profile.lists_uploads:
+            return
+        with self.translating(f"Could not list the unfinished uploads under {self.url}"):
+            pages = self._client.get_paginator("list_multipart_uploads").paginate(
                 Bucket=self._bucket, Prefix=self._prefix
-            ):
-                for entry in page.get("Uploads", []):
-                    if not entry["Key"].startswith(self._prefix):
-                        continue
-                    upload = Upload(key=entry["Key"].removeprefix(self._prefix), token=entry["UploadId"])
-                    size, last = 0, entry["Initiated"]
-                    with contextlib.suppress(self._client.exceptions.NoSuchUpload):  # ended meanwhile: as begun
-                        for parts in self._client.get_paginator("list_parts").paginate(
-                            Bucket=self._bucket, Key=entry["Key"], UploadId=upload.token
-                        ):
-                            for part in parts.get("Parts", []):
-                                size += part["Size"]
-                                last = max(last, part["LastModified"])
-                    yield UnfinishedUpload(upload=upload, size=size, last_activity=last)
+            )
+            try:
+                uploads = [entry for page in pages for entry in page.get("Uploads", [])]
+            except self._client.exceptions.NoSuchUpload:
+                return  # how rclone says that there is none
+            for entry in uploads:
+                if not entry["Key"].startswith(self._prefix):
+                    continue
+                upload = Upload(key=entry["Key"].removeprefix(self._prefix), token=entry["UploadId"])
+                # (Some do not say when an upload was begun. It is as old as its newest part then.)
+                sizes: dict[int, int] = {}
+                last = entry.get("Initiated") or dt.datetime.now(dt.UTC)
+                with contextlib.suppress(self._client.exceptions.NoSuchUpload):  # ended meanwhile: as begun
+                    for parts in self._client.get_paginator("list_parts").paginate(
+                        Bucket=self._bucket, Key=entry["Key"], UploadId=upload.token
+                    ):
+                        for part in parts.get("Parts", []):
+                            sizes[part["PartNumber"]] = part["Size"]
+                            last = max(last, part["LastModified"])
+                yield UnfinishedUpload(upload=upload, size=sum(sizes.values()), last_activity=last)
 
     def read_into(self, key: str, offset: int, out: memoryview, *, etag: str | None = None) -> None:
         """See ``Store.read_into``. A connection that breaks is reported; ``stores.retry`` goes on from there."""
@@ -344,7 +359,7 @@ class S3Store:
             return  # no range says "nothing"
         condition: dict[str, Any] = {"IfMatch": etag} if etag is not None else {}
         done = 0
-        with self._translating(f"Could not read {self._name(key)}", reading=True):
+        with self.translating(f"Could not read {self._name(key)}", reading=True):
             reply = self._bulk.get_object(
                 Bucket=self._bucket,
                 Key=self._prefix + key,
@@ -353,7 +368,14 @@ class S3Store:
             )
             with contextlib.closing(reply["Body"]) as body:
                 expected = reply["ContentLength"]
-                if reply["ResponseMetadata"]["HTTPStatusCode"] != 206 or expected != len(out):
+                if etag is not None and reply.get("ETag") not in (None, etag):  # where conditions are ignored
+                    raise PreconditionError(
+                        f"{self._name(key)} was replaced", f"its ETag is {reply.get('ETag')} now", "Try again."
+                    )
+                # (rclone answers 200, and tells the range.)
+                ranged = reply["ResponseMetadata"]["HTTPStatusCode"] == 206 or offset == 0
+                ranged = ranged or reply.get("ContentRange", "").startswith(f"bytes {offset}-")
+                if not ranged or expected != len(out):
                     raise IntegrityError(
                         f"{self._name(key)} is too short",
                         f"asked for {len(out)} bytes from {offset}, the store has {expected}",
@@ -373,9 +395,10 @@ class S3Store:
         return self._look(key)[0]
 
     def _look(self, key: str) -> tuple[StoredObject | None, Any]:
+        asked: dict[str, Any] = {"ChecksumMode": "ENABLED"} if self.profile.checksums else {}
         try:
-            with self._translating(f"Could not look at {self._name(key)}"):
-                reply = self._client.head_object(Bucket=self._bucket, Key=self._prefix + key, ChecksumMode="ENABLED")
+            with self.translating(f"Could not look at {self._name(key)}"):
+                reply = self._client.head_object(Bucket=self._bucket, Key=self._prefix + key, **asked)
         except ObjectNotFoundError:
             return None, {}
         checksum = reply.get("ChecksumCRC64NVME") if reply.get("ChecksumType") != "COMPOSITE" else None
@@ -389,7 +412,7 @@ class S3Store:
 
     def list(self) -> Iterator[StoredObject]:
         """See ``Store.list``."""
-        with self._translating(f"Could not list {self.url}"):
+        with self.translating(f"Could not list {self.url}"):
             for page in self._client.get_paginator("list_objects_v2").paginate(
                 Bucket=self._bucket, Prefix=self._prefix
             ):
@@ -406,7 +429,7 @@ class S3Store:
     def delete(self, key: str) -> None:
         """See ``Store.delete``."""
         try:
-            with self._translating(f"Could not delete {self._name(key)}"):
+            with self.translating(f"Could not delete {self._name(key)}"):
                 self._client.delete_object(Bucket=self._bucket, Key=self._prefix + key)
         except ObjectNotFoundError:
             pass
@@ -426,7 +449,7 @@ class S3Store:
     def _locked(self) -> bool:
         return self._write.retain is not None or self._write.retain_until is not None
 
-    def _attributes(self, kind: Kind) -> dict[str, Any]:
+    def attributes(self, kind: Kind) -> dict[str, Any]:
         """Return what the settings ask for on an object of that kind."""
         write = self._write
         asked: dict[str, Any] = {}
@@ -454,7 +477,7 @@ class S3Store:
             return {"ChecksumCRC64NVME": encode_crc64nvme(crc64nvme)}, None
         digest = hashlib.md5(content_of(body), usedforsecurity=False)
         encoded = base64.b64encode(digest.digest()).decode()
-        return {"ContentMD5": encoded}, digest.hexdigest() if self.profile.md5_etags else None
+        return {"ContentMD5": encoded}, digest.hexdigest()
 
     def _check_etag(self, what: str, reply: Any, md5: str | None) -> None:
         """Compare the ETag with the MD5 of what was sent; encryption by a key makes it something else.
@@ -463,7 +486,11 @@ class S3Store:
             StoreUnavailableError: other bytes arrived than were sent. Sending them again may help.
         """
         etag = _MD5.fullmatch(reply.get("ETag", ""))
-        if md5 is not None and etag is not None and not _keyed(reply) and etag[1] != md5:
+        if md5 is None or etag is None or _keyed(reply):
+            return
+        if self._md5_etags is None:
+            self._md5_etags = etag[1] == md5
+        if self._md5_etags and etag[1] != md5:
             raise StoreUnavailableError(
                 f"What arrived of {what} is not what was sent",
                 f"its MD5 is {md5}, and {self._endpoint} answered {etag[1]}",
@@ -482,9 +509,10 @@ class S3Store:
             return False
         if found.checksum is not None:
             return found.checksum == f"{_CHECKSUM}:{encode_crc64nvme(crc64nvme)}"
-        expected = multipart_etag(parts)
-        if self.profile.md5_etags and expected and found.etag and not _keyed(raw):
-            return found.etag.strip('"') == expected.strip('"')
+        expected = multipart_etag(parts).strip('"')
+        etag = (found.etag or "").strip('"')
+        if self._md5_etags and expected and _MULTIPART_ETAG.fullmatch(etag) and not _keyed(raw):
+            return etag == expected
         return True
 
     def _settled(self, key: str, parts: Sequence[UploadedPart], crc64nvme: int) -> StoredObject:
@@ -506,8 +534,14 @@ class S3Store:
             )
         return found
 
+    @property
+    def raw_client(self) -> S3Client:
+        """The client itself, for the probes of ``doctor``."""
+        return self._client
+
     @contextlib.contextmanager
-    def _translating(self, what: str, *, reading: bool = False) -> Iterator[None]:
+    def translating(self, what: str, *, reading: bool = False) -> Iterator[None]:
+        """Turn whatever a client call raises into a store error that begins with ``what``."""
         try:
             yield
         except (IntegrityError, BrokenReadError):
