@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import datetime as dt
 import os
 import random
 import signal
@@ -11,11 +12,13 @@ from typing import Any
 
 import pytest
 
+from backhaul.formats.location import parse_location
 from backhaul.formats.part_sizes import PartLayout
 from backhaul.operations.clean import clean
 from backhaul.operations.push import PushOptions, push
 from backhaul.sources.file import FileSource
 from backhaul.stores.base import PartRules
+from backhaul.stores.open import open_store
 from backhaul.testing.crashes import (
     MODES,
     Died,
@@ -27,6 +30,7 @@ from backhaul.testing.crashes import (
     enumerate_crashes,
 )
 from backhaul.testing.data import dump_text, random_bytes
+from backhaul.transforms.digest import crc64nvme
 from tests.conftest import Cli, keys, open_uploads
 
 # Parts of a megabyte, and segments of five, which hold a frame each: two objects of several parts.
@@ -45,9 +49,9 @@ PATIENT = PushOptions(patience=5.0)
 
 
 class PushToOne(Operation):
-    series = ("s3://world/app",)
+    series: tuple[str, ...] = ("s3://world/app",)
     content = NOISE
-    rules = RULES
+    rules: PartRules | None = RULES
 
     def run(self, world: World) -> None:
         push(self.series, MemorySource(self.content), PATIENT, now=world.now)
@@ -88,8 +92,6 @@ class Clean(Operation):
                 PushToOne().run(world)
 
     def run(self, world: World) -> None:
-        import datetime as dt
-
         clean(self.series[0], older_than=3600.0, now=lambda: dt.datetime.now(dt.UTC) + dt.timedelta(days=2))
 
     def expects_new(self) -> bool:
@@ -123,20 +125,15 @@ def test_the_enumerator_finds_a_wrong_order(tmp_path: Path) -> None:
         content = b"small"
 
         def run(self, world: World) -> None:
-            from backhaul.operations import series as series_module
-            from backhaul.stores import open as open_module
-
             scratch = World(tmp_path / f"scratch-{time.monotonic_ns()}")
             scratch._clock = world.now()
             with scratch.process():
                 push(self.series, MemorySource(self.content), PATIENT, now=scratch.now)
-            from backhaul.formats.location import parse_location
-
-            store = open_module.open_store(parse_location(self.series[0]))
+            store = open_store(parse_location(self.series[0]))
             (made,) = scratch.stores.values()
             for key in sorted(made.objects, reverse=True):  # manifest.json before data.zst
                 content = made.objects[key][0]
-                store.put(key, content, series_module.crc64nvme(content))
+                store.put(key, content, crc64nvme(content))
 
     with pytest.raises(UnsoundError, match=r"(before effect 2|after effect 1) "):
         enumerate_crashes(ManifestFirst(), tmp_path / "worlds", modes=MODES[:2])

@@ -2,15 +2,23 @@
 
 from __future__ import annotations
 
+import errno
+import os
 import random
+import tempfile
 import threading
 import time
 from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from backhaul.pipeline.buffers import BufferPool
 from backhaul.pipeline.ordered_map import OrderedMap
+from backhaul.pipeline.spool import Spool, SpoolSpace
 from backhaul.pipeline.supervisor import StoppedError, Supervisor
 from backhaul.pipeline.tee import PieceQueue, Tee
 from backhaul.pipeline.token_bucket import TokenBucket
@@ -234,6 +242,146 @@ def test_an_abort_never_looks_like_an_end() -> None:
 
 
 # -- worker pool -------------------------------------------------------------------------------------------
+
+
+# -- stalls and spools -----------------------------------------------------------------------------------------
+
+
+def test_a_taker_that_takes_nothing_is_given_up() -> None:
+    now = 0.0
+    stalls: list[float] = []
+    with Supervisor("stall") as group:
+
+        def clock() -> float:
+            nonlocal now
+            now += 0.3
+            return now
+
+        queue = PieceQueue(group, 10, stall_after=1.0, on_stall=stalls.append, clock=clock)
+        queue.put(b"0123456789")
+        queue.put(b"more")  # nobody takes: after a second of the clock it is given up
+        assert stalls == [1.0]
+        assert queue.abandoned
+        queue.put(b"and more")  # which never blocks again
+
+
+def test_a_slow_taker_that_gets_on_is_not_given_up() -> None:
+    """Its clock starts anew with every byte that goes out, although the queue stays full."""
+    stalls: list[float] = []
+
+    class Clock:
+        """0.4 s a look; at each of the first twenty looks of the waiting putter the taker has just sent a byte."""
+
+        now = 0.0
+        looks = 0
+        nested = False
+
+        def __call__(self) -> float:
+            if not self.nested:
+                self.now += 0.4
+                self.looks += 1
+                self.nested = True
+                if self.looks < 20:
+                    queue.moved()
+                else:
+                    next(iter(queue))
+                self.nested = False
+            return self.now
+
+    clock = Clock()
+    clock.nested = True
+    with Supervisor("slow") as group:
+        queue = PieceQueue(group, 10, stall_after=0.5, on_stall=stalls.append, clock=clock)
+        queue.put(b"0123456789")
+        clock.nested = False
+        queue.put(b"more")
+        assert stalls == []
+        assert not queue.abandoned
+        assert clock.looks >= 20
+
+
+@given(st.lists(st.integers(1, 40), max_size=60), st.integers(0, 3))
+def test_a_spooled_stream_keeps_its_order(sizes: list[int], pauses: int) -> None:
+    pieces = [bytes([n % 256]) * size for n, size in enumerate(sizes)]
+    taken: list[bytes] = []
+    with tempfile.TemporaryDirectory() as directory, Supervisor("spool") as group:
+        space = SpoolSpace(directory, 1 << 20)
+        queue = PieceQueue(group, 50, spool=Spool(space))
+        iterator = iter(queue)
+        for number, piece in enumerate(pieces):
+            queue.put(piece)  # never waits: what memory has no room for is spooled
+            if pauses and number % (pauses + 1) == 0:
+                taken.append(next(iterator))
+        queue.end()
+        taken += list(iterator)
+        assert taken == pieces
+        assert queue.spooled == 0
+        assert space.reserve(1 << 20), "all room was given back"
+        assert os.listdir(directory) == []
+
+
+def test_a_full_spool_makes_the_putter_wait(tmp_path: Path) -> None:
+    with Supervisor("full") as group:
+        queue = PieceQueue(group, 10, spool=Spool(SpoolSpace(str(tmp_path), 25)))
+        done: list[int] = []
+
+        def put() -> None:
+            for number in range(6):
+                queue.put(bytes([number]) * 10)
+                done.append(number)
+            queue.end()
+
+        group.start(put, "put")
+        deadline = time.monotonic() + 5
+        while len(done) < 3 and time.monotonic() < deadline:
+            time.sleep(0.001)
+        time.sleep(0.05)
+        assert done == [0, 1, 2], "one in memory, two in the spool"
+        assert [piece[0] for piece in queue] == [0, 1, 2, 3, 4, 5]
+
+
+def test_a_spool_on_a_full_disk_is_a_full_spool(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    space = SpoolSpace(str(tmp_path), 1000)
+    spool = Spool(space)
+    first = spool.add(b"first")
+    assert first is not None
+
+    def full(*_: Any) -> int:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    with monkeypatch.context() as patch:
+        patch.setattr("backhaul.pipeline.spool.os.pwrite", full)
+        assert spool.add(b"second") is None
+    third = spool.add(b"third")
+    assert third is not None
+    assert spool.take(first) == b"first"
+    assert spool.take(third) == b"third"
+    spool.close()
+    assert space.reserve(1000)
+
+
+def test_a_spool_that_fails_takes_its_destination_out(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    failures: list[OSError] = []
+
+    def broken(*_: Any) -> int:
+        raise OSError(errno.EIO, "Input/output error")
+
+    monkeypatch.setattr("backhaul.pipeline.spool.os.pwrite", broken)
+    with Supervisor("eio") as group:
+        queue = PieceQueue(group, 10, spool=Spool(SpoolSpace(str(tmp_path), 1000)), on_spool_error=failures.append)
+        for _ in range(3):
+            queue.put(b"0123456789")
+        assert len(failures) == 1
+        assert queue.abandoned
+
+
+def test_nothing_of_a_spool_has_a_name(tmp_path: Path) -> None:
+    """So that nothing is left of it, whatever becomes of the process."""
+    spool = Spool(SpoolSpace(str(tmp_path), 1 << 20))
+    pieces = [spool.add(b"x" * 1000) for _ in range(10)]
+    assert all(pieces)
+    assert os.listdir(tmp_path) == []
+    spool.close()
 
 
 # -- token bucket ------------------------------------------------------------------------------------------

@@ -43,7 +43,7 @@ from backhaul.operations.journal import UploadJournal
 from backhaul.operations.progress import DestinationProgress
 from backhaul.pipeline.spool import Spool
 from backhaul.pipeline.supervisor import StoppedError, Supervisor
-from backhaul.pipeline.tee import PieceQueue
+from backhaul.pipeline.tee import AbandonedError, PieceQueue
 from backhaul.stores.base import PartRules, Store
 from backhaul.stores.multipart import Segment, StreamWriter
 from backhaul.stores.retry import RetryPolicy
@@ -216,6 +216,7 @@ class Destination:
             on_sent=self.progress.add,
             on_progress=self._moved,
             ledger=self.journal if self.rules.buffered else None,
+            on_failure=self._queue.abandon,
         )
         self._policy.reach_patience = patience
         self._policy.on_failure = self._trouble
@@ -257,9 +258,13 @@ class Destination:
         """
         assert self._group is not None and self._queue is not None and self._writer is not None
         try:
-            for piece in self._queue:
-                self._writer.write(piece)
-                self.progress.spooled = self._queue.spooled
+            try:
+                for piece in self._queue:
+                    self._writer.write(piece)
+                    self.progress.spooled = self._queue.spooled
+            except AbandonedError:
+                self._writer.check()
+                raise
             self._writer.finish()
             self.progress.state = "committing"
             self._commit(transcript.result(), manifest)

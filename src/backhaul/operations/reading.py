@@ -19,6 +19,7 @@ from backhaul.transforms.compress import FrameDecompressor
 # A frame must fit memory. Ours have 4 MiB; anything near this bound is no frame of a backup.
 MAX_FRAME = 1 << 30
 _PARALLEL_LOOKS = 8
+_REREADS = 2
 
 
 class _OpenSegment(msgspec.Struct, frozen=True):
@@ -50,7 +51,8 @@ class StoredStream:
             self._segments = list(pool.map(self._open_segment, records))
         self._starts = list(itertools.accumulate((s.size for s in self._segments[:-1]), initial=0))
         self.rereads = 0
-        self.table = self._read_table()
+        self.table_bytes = b""
+        self.table = self._open_table()
 
     def _open_segment(self, record: SegmentRecord) -> _OpenSegment:
         key = names.object_key(self._backup, record.object)
@@ -93,20 +95,22 @@ class StoredStream:
     def read(self, part: ReadRange, stored: memoryview, out: memoryview, decompressor: FrameDecompressor) -> None:
         """Fetch a range into ``stored`` and decode it into ``out``; from many threads.
 
-        A range that arrives damaged is fetched once more: what the network damaged is whole then, what the
-        store damaged is not. ``rereads`` counts these.
+        A range that arrives damaged is fetched again: what the network damaged is whole then, what the store
+        damaged is not. ``rereads`` counts these.
 
         Raises:
             IntegrityError: it is damaged where it lies.
             PreconditionError: the object was replaced since this stream was opened.
         """
-        self.fetch(part.offset, stored)
-        try:
-            self.decode(part, stored, out, decompressor)
-        except IntegrityError:
-            self.rereads += 1
+        for last in (False,) * _REREADS + (True,):
             self.fetch(part.offset, stored)
-            self.decode(part, stored, out, decompressor)
+            try:
+                self.decode(part, stored, out, decompressor)
+                return
+            except IntegrityError:
+                if last:
+                    raise
+                self.rereads += 1
 
     def decode(self, part: ReadRange, stored: memoryview, out: memoryview, decompressor: FrameDecompressor) -> None:
         """Decode the frames of a range, side by side in ``out``, each against its checksum.
@@ -150,6 +154,15 @@ class StoredStream:
             "Pull another backup, or this one from another of its destinations; see: backhaul verify --deep",
         )
 
+    def _open_table(self) -> seekable.SeekTable | None:
+        """Read the seek table; again, like any range, if it arrives damaged."""
+        for _ in range(_REREADS):
+            try:
+                return self._read_table()
+            except IntegrityError:
+                self.rereads += 1
+        return self._read_table()
+
     def _read_table(self) -> seekable.SeekTable | None:
         record = self.record
         if record.codec.name == "none":
@@ -167,6 +180,7 @@ class StoredStream:
             raise self.damaged("the manifest's seek table position does not fit the object")
         content = bytearray(position.size)
         self.fetch(position.offset, memoryview(content))
+        self.table_bytes = bytes(content)
         try:
             table = seekable.decode(content)
         except FormatError as error:

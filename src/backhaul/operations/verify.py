@@ -137,6 +137,18 @@ def _look(store: Store, key: str, record: SegmentRecord) -> list[Check]:
 
 
 def _deep(store: Store, manifest: Manifest, record: StreamRecord, workers: int, progress: PullProgress) -> Check:
+    """Read all of a stream; once more if something is wrong, since it may be the line and not the store."""
+    done = progress.raw
+    found = _read_through(store, manifest, record, workers, progress)
+    if found.state == "problem":
+        progress.raw = done
+        found = _read_through(store, manifest, record, workers, progress)
+    return found
+
+
+def _read_through(
+    store: Store, manifest: Manifest, record: StreamRecord, workers: int, progress: PullProgress
+) -> Check:
     key = names.object_key(manifest.id, record.object)
     raw, stored = StreamDigest(crc=False), StreamDigest()
     try:
@@ -145,11 +157,8 @@ def _deep(store: Store, manifest: Manifest, record: StreamRecord, workers: int, 
             for data in decoded(stream, group, workers, progress, on_stored=stored.feed):
                 raw.feed(data)
                 progress.raw += len(data)
-        if record.seek_table is not None:
-            table = bytearray(record.seek_table.size)
-            stream.fetch(record.seek_table.offset, memoryview(table))
-            stored.feed(table)
-            progress.fetched(len(table))
+        stored.feed(stream.table_bytes)
+        progress.fetched(len(stream.table_bytes))
         stream.check_raw(raw.size, raw.blake3)
         if (stored.size, stored.blake3) != (record.stored.size, record.stored.blake3):
             raise stream.damaged(f"its BLAKE3 is {stored.blake3}, and {record.stored.blake3} was stored")

@@ -10,6 +10,10 @@ from backhaul.pipeline.spool import Spool, SpooledPiece
 from backhaul.pipeline.supervisor import Supervisor
 
 
+class AbandonedError(Exception):
+    """The taker was given up while it waited for a piece; why, whoever gave it up knows."""
+
+
 class PieceQueue:
     """A queue of byte strings, bounded by their total size in memory; one putter, one taker.
 
@@ -106,11 +110,14 @@ class PieceQueue:
 
         Raises:
             StoppedError: the group stopped; an abort never looks like an end.
+            AbandonedError: the queue was abandoned.
             OSError: the spool failed.
         """
         while True:
             with self._group.condition:
-                self._group.wait_for(lambda: bool(self._pieces) or self._ended)
+                self._group.wait_for(lambda: bool(self._pieces) or self._ended or self._abandoned)
+                if self._abandoned:
+                    raise AbandonedError
                 if not self._pieces:
                     break
                 piece = self._pieces.popleft()

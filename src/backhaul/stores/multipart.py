@@ -94,6 +94,7 @@ class StreamWriter:
         on_sent: told the bytes of each part that the store has, and whether it had them from an earlier run.
         on_progress: told the bytes that went out for the first time.
         ledger: for streams that can be read again, None for others.
+        on_failure: told when a part has failed for good, so that whoever waits for the next piece need not.
     """
 
     def __init__(
@@ -106,6 +107,7 @@ class StreamWriter:
         on_sent: Callable[[int, bool], None],
         on_progress: Callable[[int], None] = lambda count: None,
         ledger: Ledger | None = None,
+        on_failure: Callable[[], None] = lambda: None,
     ) -> None:
         self._store = store
         self._rules = rules
@@ -120,6 +122,7 @@ class StreamWriter:
             f"send-{key_of(0).rpartition('/')[2]}",
             UploadConcurrency(self._rules.parallel),
             HedgePolicy() if buffered else None,
+            on_failure=on_failure,
         )
         self._lock = threading.Lock()
         self._spare: list[bytearray] = []
@@ -145,6 +148,14 @@ class StreamWriter:
     def fail(self, error: BaseException) -> None:
         """Make ``write`` and ``finish`` fail with that error, now."""
         self._sender.fail(error)
+
+    def check(self) -> None:
+        """Raise what has failed, if anything has.
+
+        Raises:
+            StoreError: a part could not be stored.
+        """
+        self._sender.check()
 
     def write(self, piece: bytes) -> None:
         """Take the next piece of the stream; waits while too many parts are under way.

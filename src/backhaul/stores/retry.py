@@ -174,8 +174,10 @@ class RetryingStore(StoreWrapper):
                 delay = pause * (0.5 + policy.jitter())
                 unreachable = isinstance(error, StoreUnreachableError)
                 patience = policy.reach_patience if unreachable else policy.patience
-                if now + delay - began > patience:
+                left = began + patience - now
+                if left <= 0:
                     raise
+                delay = min(delay, left)  # the last try is made at the deadline, not before it
             policy.retries += 1
             policy.sleep(delay)
             pause = min(pause * 2, LONGEST_PAUSE)

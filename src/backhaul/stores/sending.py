@@ -57,6 +57,7 @@ class PartSender:
         name: for the threads' names.
         concurrency: how many at once.
         hedge: when to try a part twice; None for never.
+        on_failure: told when the first part has failed for good, from any thread.
         clock: monotonic seconds.
     """
 
@@ -67,12 +68,14 @@ class PartSender:
         concurrency: UploadConcurrency,
         hedge: HedgePolicy | None = None,
         *,
+        on_failure: Callable[[], None] = lambda: None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._group = group
         self._name = name
         self._concurrency = concurrency
         self._hedge = hedge
+        self._on_failure = on_failure
         self._clock = clock
         self._waiting: deque[PartJob] = deque()
         self._running: list[PartJob] = []
@@ -126,6 +129,12 @@ class PartSender:
             for job in [*self._running, *self._waiting]:
                 job.body.cancel()
             self._group.condition.notify_all()
+        self._on_failure()
+
+    def check(self) -> None:
+        """Raise the first failure, if a part has failed."""
+        with self._group.condition:
+            self._raise_failure()
 
     def throttled(self) -> None:
         """Note that the store asked for fewer requests."""
@@ -204,8 +213,12 @@ class PartSender:
         except BaseException as error:  # noqa: BLE001 - handed to whoever submits or drains
             failure = error
         with self._group.condition:
+            failed = self._failure is not None
             self._settle(job, part, failure)
+            failed = self._failure is not None and not failed
             self._group.condition.notify_all()
+        if failed:
+            self._on_failure()
 
     def _settle(self, job: PartJob, part: UploadedPart | None, failure: BaseException | None) -> None:
         job.tries -= 1

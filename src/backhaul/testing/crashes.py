@@ -39,6 +39,7 @@ from backhaul.model.objects import StoredObject, UnfinishedUpload, Upload, Uploa
 from backhaul.model.profile import Profile
 from backhaul.operations.clean import clean
 from backhaul.operations.journal import STATE_VARIABLE
+from backhaul.operations.push import push
 from backhaul.pipeline.supervisor import Supervisor
 from backhaul.stores import open as open_module
 from backhaul.stores import retry as retry_module
@@ -264,6 +265,7 @@ class MemoryTarget:
     """A stream into memory; see ``targets.base.Target``. ``content`` is None unless it came whole."""
 
     def __init__(self) -> None:
+        self.name = "memory"
         self.content: bytes | None = None
         self._pieces: list[bytes] = []
 
@@ -298,7 +300,7 @@ class Operation:
     def prepare(self, world: World) -> None:
         """Make what is there before: by default one older backup in every series."""
         for series in self.series:
-            backhaul.operations.push.push([series], MemorySource(b"older backup of " + series.encode()), now=world.now)  # type: ignore[attr-defined]
+            push([series], MemorySource(b"older backup of " + series.encode()), now=world.now)
 
     def run(self, world: World) -> None:
         """Do it once, as one process."""
