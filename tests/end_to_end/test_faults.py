@@ -123,13 +123,25 @@ def test_a_part_that_hangs_is_sent_a_second_time(cli: Cli, proxy: FaultProxy, bu
     assert cli.ok("pull", "-q", f"s3://{bucket}/app").out == content
 
 
-def test_after_a_503_the_next_try_takes_a_new_connection(cli: Cli, proxy: FaultProxy, bucket: str) -> None:
-    connections: list[int] = []
-    proxy.on_connection = lambda: connections.append(1)  # type: ignore[attr-defined]
-    proxy.use(FaultPlan(throttle=Fault(limit=3, only=lambda request: request.operation == "PutObject")))
-    result = cli.ok("push", f"s3://{bucket}/app?endpoint={proxy.endpoint}", "--json", "--", "echo", "x").json
-    assert proxy.injected["throttle"] == 3
-    assert result["destinations"][0]["retries"] == 3
+def test_after_a_503_the_next_try_takes_a_new_connection(cli: Cli, seaweed: SeaweedFS, bucket: str) -> None:
+    class Counting(FaultProxy):
+        connections = 0
+
+        def accepts(self) -> bool:
+            self.connections += 1
+            return super().accepts()
+
+    def connections(plan: FaultPlan, retries: int) -> int:
+        with Counting(seaweed.endpoint, plan) as proxy:
+            url = f"s3://{bucket}/app?endpoint={proxy.endpoint}&provider=seaweedfs"
+            result = cli.ok("push", url, "--json", "--", "echo", "x").json
+            assert result["destinations"][0]["retries"] == retries
+            return proxy.connections
+
+    puts = Fault(limit=3, only=lambda request: request.operation == "PutObject")
+    undisturbed = connections(FaultPlan(), 0)
+    looks = 2  # at each connection, when it comes and when its thread begins
+    assert connections(FaultPlan(throttle=puts), 3) == undisturbed + 3 * looks
 
 
 @pytest.mark.parametrize("direction", ["request", "reply"])

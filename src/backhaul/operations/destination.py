@@ -215,7 +215,7 @@ class Destination:
             group,
             on_sent=self.progress.add,
             on_progress=self._moved,
-            ledger=self.journal if self.rules.buffered else None,
+            ledger=self.journal,
             on_failure=self._queue.abandon,
         )
         self._policy.reach_patience = patience

@@ -276,20 +276,21 @@ class StreamWriter:
             number = 1  # pieces that are not gathered all belong to the one part that stands for them
         segment.sent += len(view)
         body = PartBody(view, self._on_progress)
+        ledger = self._ledger if buffer is not None else None  # what is not gathered has no parts to find again
         reused = False
 
         def send() -> UploadedPart:
             nonlocal reused
-            if self._ledger is not None:
-                known = self._ledger.known(segment.number, number, view)
+            if ledger is not None:
+                known = ledger.known(segment.number, number, view)
                 if known is not None:
                     reused = True
                     return known
             return self._store.put_part(upload, number, offset, body, crc64nvme(view))
 
         def done(part: UploadedPart) -> None:
-            if self._ledger is not None and not reused:
-                self._ledger.acknowledged(segment.number, part, view)
+            if ledger is not None and not reused:
+                ledger.acknowledged(segment.number, part, view)
             with self._lock:
                 before = segment.parts.get(number)
                 segment.parts[number] = part if buffer is not None or before is None else _joined(before, part)
@@ -311,7 +312,8 @@ class StreamWriter:
         upload = self._store.begin(segment.key)
         if self._ledger is not None:
             self._ledger.begun(segment.number, segment.key, upload)
-        elif self._group.stopped:  # while it began: whoever cleans up may have looked already
+        if self._group.stopped and not (self._ledger is not None and self._rules.buffered):
+            # While it began: whoever cleans up may have looked already. (What can be resumed is left.)
             self._store.abort(upload)
             self._group.check()
         segment.upload = upload
