@@ -7,7 +7,7 @@ import tomllib
 from pathlib import Path
 
 import pytest
-from tools.pages import DIRECTORY, pages
+from tools.pages import DIRECTORY, PROVIDERS, pages, providers_page
 
 from backhaul import errors, version
 from backhaul.formats import manifest, part_sizes, seekable
@@ -53,6 +53,11 @@ def test_the_command_pages_are_up_to_date() -> None:
     assert sorted(path.name for path in DIRECTORY.iterdir()) == sorted(made)
     for name, text in made.items():
         assert (DIRECTORY / name).read_text() == text, f"{name}: run `make docs`"
+
+
+def test_the_table_of_providers_is_up_to_date() -> None:
+    text = PROVIDERS.read_text()
+    assert providers_page(text) == text, "run `make docs`"
 
 
 def test_exit_codes_cover_every_error_class() -> None:
