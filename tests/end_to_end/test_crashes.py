@@ -117,6 +117,17 @@ def test_death_at_every_effect_of_a_push_that_is_resumed(tmp_path: Path, series:
     assert report.survived == len(report.effects)
 
 
+def test_death_at_every_effect_of_a_push_of_a_small_file(tmp_path: Path) -> None:
+    """One request: there is nothing to resume, and nothing of it may be in the way of the next run."""
+    file = tmp_path / "dump"
+    file.write_bytes(b"a single request")
+    operation = PushOfAFile(file, ("s3://world/app",))
+    operation.content = b"a single request"
+    operation.rules = None
+    report = enumerate_crashes(operation, tmp_path / "worlds")
+    assert report.runs == 3 * len(report.effects)
+
+
 def test_the_enumerator_finds_a_wrong_order(tmp_path: Path) -> None:
     """An operation that writes its manifest before its data is caught, or the enumerator is worth nothing."""
 

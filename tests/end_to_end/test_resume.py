@@ -152,6 +152,49 @@ def test_a_journal_that_is_damaged_costs_bytes_and_nothing_else(files: Files, s3
     assert reused > 0 if damage == "torn" else reused == 0
 
 
+def test_a_run_that_fails_before_it_begins_keeps_what_there_is(files: Files) -> None:
+    """The store is still away, the key is wrong, another destination is not there: the one after that goes on."""
+    files.interrupt()
+    arguments = ("push", files.series, "--from", str(files.file))
+    files.proxy.outage(True)
+    away = files.cli(*arguments, env=files.environment)
+    assert away.code == 1, away.err
+    files.proxy.outage(False)
+    denied = files.cli(*arguments, env={**files.environment, "AWS_ACCESS_KEY_ID": ""})
+    assert denied.code == 10, denied.err
+    other = files.cli(*arguments, "s3://no-such-bucket-here/x", env=files.environment)
+    assert other.code == 10, other.err
+    assert files.push()["destinations"][0]["reused"] >= 3 * PART
+    assert files.pulled() == files.content
+
+
+def test_interrupted_again_and_again_with_torn_journals(files: Files) -> None:
+    for _ in range(3):
+        files.interrupt(parts=3)
+        (journal,) = (files.state / "uploads").iterdir()
+        with open(journal, "ab") as file:
+            file.write(b'{"type":"part","segm')
+    assert files.push()["destinations"][0]["reused"] >= 5 * PART
+    assert files.pulled() == files.content
+
+
+def test_another_spelling_of_the_same_place(files: Files) -> None:
+    files.interrupt()
+    files.series = files.series.replace("/files?", "//files/?")
+    assert files.push()["destinations"][0]["reused"] >= 3 * PART
+
+
+def test_a_run_that_took_over_shuts_out_the_one_before(files: Files, s3: Any) -> None:
+    """Of a copied host: its journal is not this host's, and what it names is left alone."""
+    files.interrupt()
+    (journal,) = (files.state / "uploads").iterdir()
+    machine = json.loads(journal.read_text().splitlines()[0])["machine"]
+    journal.write_text(journal.read_text().replace(machine, "another host"))
+    before = {upload["UploadId"] for upload in open_uploads(s3, files.bucket)}
+    assert files.push()["destinations"][0]["reused"] == 0
+    assert {upload["UploadId"] for upload in open_uploads(s3, files.bucket)} == before
+
+
 def test_two_pushes_of_one_file_at_once(files: Files) -> None:
     arguments = ("push", files.series, "--from", str(files.file), "--limit", "40M")
     first = files.cli.start(*arguments, env=files.environment)

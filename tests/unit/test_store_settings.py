@@ -94,6 +94,7 @@ def test_settings_in_a_url() -> None:
         "retain-until=soon",
         "lock-mode=maybe",
         "password=x",
+        "endpoint=http://user:secret@host",
         "region=",
     ],
 )

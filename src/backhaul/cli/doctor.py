@@ -64,7 +64,10 @@ def doctor(store: str, as_json: bool) -> None:
             ),
             markup=False,
         )
-        out.print(f"{format_size(result.bytes_sent)} sent in {format_duration(result.seconds)}, all removed again")
+        removed = "all removed again" if not result.left else "not all of it could be removed again:"
+        out.print(f"{format_size(result.bytes_sent)} sent in {format_duration(result.seconds)}, {removed}")
+        for line in result.left:
+            out.print(f"  {line}", markup=False)
     problems = [diagnosis for diagnosis in result.diagnoses if diagnosis.state == "problem"]
     if problems:
         error = ConfigurationError(

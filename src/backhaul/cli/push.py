@@ -72,10 +72,9 @@ ended. Leave compression to Backhaul (pg_dump -Z0): it compresses on all cores."
 )
 @click.option(
     "--stall-timeout",
-    default="20m",
-    show_default=True,
     metavar="DURATION",
-    help="How long one SERIES may hold the dump up without taking anything, before it is dropped.",
+    help="How long one SERIES may hold the dump up without taking anything, before it is dropped.  "
+    "[default: 5 minutes more than --retry-for]",
 )
 @click.option(
     "--spool",
@@ -100,7 +99,7 @@ def push(
     limit: str | None,
     allow_empty: bool,
     retry_for: str,
-    stall_timeout: str,
+    stall_timeout: str | None,
     spool: str | None,
     spool_size: str,
     workers: int | None,
@@ -129,7 +128,11 @@ def push(
         raise UsageError(
             "The stream comes from two places", "both --from and a command are given", "Leave one of them out."
         )
-    words = [text for text in series if "/" not in text and text not in (".", "..") and not Path(text).exists()]
+    words = [
+        text
+        for text in series
+        if "/" not in text and ":" not in text and text not in (".", "..") and not Path(text).exists()
+    ]
     if command is None and from_ is None and len(series) > 1 and words:
         raise UsageError(
             f"{words[0]!r} looks like a word of a command",
@@ -145,7 +148,7 @@ def push(
         allow_empty=allow_empty,
         workers=workers,
         patience=parse_duration(retry_for),
-        stall_timeout=parse_duration(stall_timeout),
+        stall_timeout=parse_duration(stall_timeout) if stall_timeout is not None else None,
         spool=spool,
         spool_size=parse_size(spool_size),
     )

@@ -11,6 +11,7 @@ import msgspec
 
 from backhaul.formats.part_sizes import PartLayout
 from backhaul.model.claim import Claim
+from backhaul.model.location import WriteSettings
 
 VERSION = 1
 
@@ -26,10 +27,12 @@ class SourceIdentity(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Header(msgspec.Struct, frozen=True, kw_only=True, tag="upload-journal"):
-    """The first line."""
+    """The first line. ``series`` is the place in a form that all its spellings share; ``machine`` names the host."""
 
     version: int
+    machine: str
     series: str
+    write: WriteSettings
     backup: str
     stream: str
     codec: str
@@ -59,13 +62,25 @@ class PartLine(msgspec.Struct, frozen=True, kw_only=True, tag="part"):
     blake3: str
 
 
-Line = Header | BegunLine | PartLine
+class ClaimLine(msgspec.Struct, frozen=True, kw_only=True, tag="claim"):
+    """A later run took the backup over, under a claim of its own."""
+
+    claim: Claim
+
+
+Line = Header | ClaimLine | BegunLine | PartLine
 
 
 class JournalState(msgspec.Struct, kw_only=True):
-    """What a journal says: uploads by segment, parts by segment and number."""
+    """What a journal says: uploads by segment, parts by segment and number.
+
+    ``claims`` are all those under which the backup may be held: each run that resumes makes its own. ``length`` is
+    how many bytes of the journal are whole.
+    """
 
     header: Header
+    length: int
+    claims: list[Claim]
     uploads: dict[int, BegunLine]
     parts: dict[tuple[int, int], PartLine]
 
@@ -88,13 +103,16 @@ def decode(data: bytes) -> JournalState | None:
         if isinstance(line, Header):
             if state is not None or line.version != VERSION:
                 break
-            state = JournalState(header=line, uploads={}, parts={})
+            state = JournalState(header=line, length=0, claims=[line.claim], uploads={}, parts={})
         elif state is None:
             break
+        elif isinstance(line, ClaimLine):
+            state.claims.append(line.claim)
         elif isinstance(line, BegunLine):
             # A segment that was begun again has none of the former one's parts.
             state.parts = {place: part for place, part in state.parts.items() if place[0] != line.segment}
             state.uploads[line.segment] = line
         else:
             state.parts[line.segment, line.number] = line
+        state.length += len(text)
     return state

@@ -33,6 +33,16 @@ class StoreSettings(msgspec.Struct, frozen=True, kw_only=True):
     write: WriteSettings = WriteSettings()
 
 
+def _endpoint(text: str) -> str:
+    if "@" in text.partition("://")[2].partition("/")[0]:
+        raise UsageError(
+            "an endpoint with a user and a password",
+            "they would spread into logs",
+            "Credentials come from the AWS environment or profile.",
+        )
+    return text
+
+
 def _max_part(text: str) -> int:
     size = parse_size(text)
     if size < _LEAST_PART:
@@ -93,7 +103,7 @@ def _tags(text: str) -> tuple[tuple[str, str], ...]:
 
 # Key, as in a URL (the config may write _ for -): what it means to people, its reader, and the field it sets.
 _KEYS: dict[str, tuple[str, Callable[[str], Any], str]] = {
-    "endpoint": ("the URL of the S3 service", str, "endpoint"),
+    "endpoint": ("the URL of the S3 service", _endpoint, "endpoint"),
     "region": ("the region", str, "region"),
     "profile": ("a profile of ~/.aws/config, for credentials", str, "profile"),
     "provider": ("what kind of store it is, where that is not recognised", check_provider, "provider"),

@@ -188,7 +188,7 @@ class Diagnosis(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class DoctorResult(msgspec.Struct, frozen=True, kw_only=True):
-    """How a store stands to its profile."""
+    """How a store stands to its profile. ``left`` names what the store did not let be removed again."""
 
     store: str
     profile: str
@@ -197,6 +197,7 @@ class DoctorResult(msgspec.Struct, frozen=True, kw_only=True):
     diagnoses: tuple[Diagnosis, ...]
     bytes_sent: int
     seconds: float
+    left: tuple[str, ...] = ()
 
     @property
     def ok(self) -> bool:

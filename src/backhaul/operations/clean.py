@@ -47,7 +47,14 @@ def clean(
             if dry_run or _remove(store, action):
                 removed.append(action)
             else:
-                keep.append(msgspec.structs.replace(action, reason="its backup was committed meanwhile"))
+                keep.append(
+                    msgspec.structs.replace(
+                        action,
+                        reason="its object is there: an abort might harm it"
+                        if action.kind == "upload"
+                        else "its backup was committed meanwhile",
+                    )
+                )
         return CleanResult(series=text, dry_run=dry_run, removed=tuple(removed), kept=tuple(keep))
     finally:
         store.close()
@@ -56,6 +63,8 @@ def clean(
 def _remove(store: Store, action: CleanAction) -> bool:
     """Remove one leftover, unless its run has committed since the listing; tell whether it went."""
     if action.kind == "upload":
+        if not store.profile.aborts_safely and store.stat(action.key) is not None:
+            return False
         store.abort(Upload(key=action.key, token=action.token))
         return True
     name = names.parse_key(action.key)

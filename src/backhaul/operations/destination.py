@@ -70,9 +70,17 @@ class Destination:
     """See the module. ``failure`` and ``committed`` tell the fate; at most one of them is set."""
 
     def __init__(
-        self, location: Location, store: Store, policy: RetryPolicy, journal: UploadJournal | None = None
+        self,
+        location: Location,
+        store: Store,
+        policy: RetryPolicy,
+        journal: UploadJournal | None = None,
+        *,
+        place: str = "",
     ) -> None:
         self.text = location.text
+        self.place = place or location.text
+        self.write = location.write
         self.store = store
         self.journal = journal
         self.progress = DestinationProgress(location.text)
@@ -126,15 +134,23 @@ class Destination:
             StoreError: the store could not be told; ``clean`` will find it.
         """
         assert self.journal is not None
-        if self.journal.state is not None:
-            header = self.journal.state.header
-            if series.owns_claim(self.store, header.backup, header.claim):
+        state = self.journal.state
+        if state is not None:
+            backup = state.header.backup
+            if self._held(backup) is not None:
                 self.journal.forsake(self.store)
-                if not series.is_committed(self.store, header.backup):
-                    for begun in self.journal.state.uploads.values():
-                        self.store.delete(begun.key)
-                series.release_claim(self.store, header.backup)
+                if not series.is_committed(self.store, backup):
+                    for key in {*(begun.key for begun in state.uploads.values()), _whole_key(state.header)}:
+                        self.store.delete(key)
+                series.release_claim(self.store, backup)
         self.journal.state = None
+        self.journal.inherited = False
+
+    def _held(self, backup: str) -> Claim | None:
+        """Return the claim of the journal under which the store holds that backup for us, if any."""
+        assert self.journal is not None and self.journal.state is not None
+        claims = self.journal.state.claims
+        return next((claim for claim in reversed(claims) if series.owns_claim(self.store, backup, claim)), None)
 
     def resume(self, backup: str, header: Header) -> bool:
         """Take part in the backup of an interrupted run; tell whether that is possible.
@@ -156,15 +172,20 @@ class Destination:
             # This destination was done before the interruption, or another run's backup has the id: the
             # stream's hash will tell.
             self._previous = series.read_manifest(self.store, backup)
-            if state is not None:
-                self._claim = state.header.claim
+            self._claim = self._held(backup) if state is not None else None
             return True
-        if state is not None:
-            claim = state.header.claim
-            if series.owns_claim(self.store, backup, claim):
-                self._claim = claim
-                self.journal.reconcile(self.store)
-                return True
+        if state is not None and self._held(backup) is not None:
+            # Under a claim of its own: to clean this run is young, and whoever else goes on from a copy of the
+            # journal finds that the backup is not his any more.
+            self.journal.take_over(header.claim)
+            series.renew_claim(self.store, backup, header.claim)
+            self._claim = header.claim
+            self.journal.reconcile(self.store)
+            if _whole_key(header) not in {begun.key for begun in state.uploads.values()}:
+                # A stream in a single request, whose manifest was not written: there is no going on with it.
+                self.store.delete(_whole_key(header))
+            self.journal.inherited = False
+            return True
         self.journal.start(msgspec.structs.replace(header, backup=backup))
         return self.take_claim(backup, header.claim)
 
@@ -175,6 +196,7 @@ class Destination:
             with contextlib.suppress(StoreError):
                 series.release_claim(self.store, self._backup)
         self._claim = self._previous = self.journal.state = None
+        self.journal.inherited = False
 
     @property
     def needs_stream(self) -> bool:
@@ -218,7 +240,7 @@ class Destination:
             ledger=self.journal,
             on_failure=self._queue.abandon,
         )
-        self._policy.reach_patience = patience
+        self._policy.patience = self._policy.reach_patience = patience
         self._policy.on_failure = self._trouble
         self.progress.state = "sending"
         return self._queue
@@ -244,11 +266,7 @@ class Destination:
 
     def _spool_failed(self, error: OSError) -> None:
         assert self._writer is not None
-        self._writer.fail(
-            StoreError(
-                f"The spool of {self.text} failed", error.strerror or str(error), "Check the disk that --spool names."
-            )
-        )
+        self._writer.fail(_spool_error(self.text, error))
 
     def deliver(self, transcript: Future[Transcript], manifest: MakeManifest) -> None:
         """Send the stream from the queue, and commit it. A failure is kept, and this run's traces are removed.
@@ -262,7 +280,8 @@ class Destination:
                 for piece in self._queue:
                     self._writer.write(piece)
                     self.progress.spooled = self._queue.spooled
-            except AbandonedError:
+            except (AbandonedError, OSError):
+                # The queue, and its spool, are closed when a part has failed: that is the news then.
                 self._writer.check()
                 raise
             self._writer.finish()
@@ -272,7 +291,7 @@ class Destination:
             self._group.check()  # after a stop a failure is its consequence, and cleaned up with the rest
             if isinstance(error, OSError):
                 self._spool_failed(error)
-                error = StoreError(f"The spool of {self.text} failed", str(error), "Check the disk that --spool names.")
+                error = _spool_error(self.text, error)
             self.fail(error)
             self._queue.abandon()
             if isinstance(error, StoreUnavailableError | StoreStalledError):
@@ -304,24 +323,22 @@ class Destination:
 
     def _commit(self, transcript: Transcript, manifest: MakeManifest) -> None:
         assert self._group is not None and self._writer is not None
-        if not self._owns_claim():
-            raise PreconditionError(
-                f"{self.text}/{self._backup} is another run's",
-                "the claim that this run made there is gone or replaced",
-                "Another push began in the same second, or clean removed it; push again.",
-            )
+        self._check_claim()
+        assert self._claim is not None
+        # A completed upload is, to S3, as old as its beginning: the claim is what keeps clean away until the manifest
+        # stands, however long that takes.
+        series.renew_claim(self.store, self._backup, self._claim)
         self._group.check()
         self._objects = self._writer.commit(transcript.crc)
-        record = manifest(transcript, self._objects)
-        manifest_format.encode(record)  # what can't be written must fail before the point of no return
         try:
+            record = self._ready_to_commit(transcript, manifest)
             with self._group.condition:
                 self._group.check()
                 self._manifest_sent = True
-        except StoppedError:
-            # Whoever cleaned up meanwhile could not see the objects, and has released the claim. They are this
-            # run's: they were created just now, and only if there were none.
-            if not self._suspended:
+        except (StoppedError, BackhaulError):
+            # After a stop, whoever cleaned up meanwhile could not see the objects, and has released the claim. They
+            # are this run's: they were created just now, and only if there were none.
+            if self._group.stopped and not self._suspended:
                 for segment in self._objects:
                     with contextlib.suppress(StoreError):
                         self.store.delete(segment.key)
@@ -332,6 +349,29 @@ class Destination:
         self.committed = record
         self.progress.state = "committed"
         self._end_journal()
+
+    def _ready_to_commit(self, transcript: Transcript, manifest: MakeManifest) -> Manifest:
+        """Make sure that the objects are there and still this run's, and return the manifest that says so."""
+        self._check_claim()
+        for segment in self._objects:
+            found = self.store.stat(segment.key)
+            if found is None or found.size != segment.size:
+                raise IntegrityError(
+                    f"{self.store.url}/{segment.key} is gone",
+                    "it was complete a moment ago" if found is None else f"it has {found.size} bytes now",
+                    "Another program deletes or writes there; nothing was committed.",
+                )
+        record = manifest(transcript, self._objects)
+        manifest_format.encode(record)  # what can't be written must fail before the point of no return
+        return record
+
+    def _check_claim(self) -> None:
+        if not self._owns_claim():
+            raise PreconditionError(
+                f"{self.text}/{self._backup} is another run's",
+                "the claim that this run made there is gone or replaced",
+                "Another push began in the same second, or clean removed it; push again.",
+            )
 
     def _end_journal(self) -> None:
         if self._claim is not None:
@@ -344,6 +384,8 @@ class Destination:
 
     def leave(self) -> None:
         """End this destination's part in a failed run: to be resumed where that is possible, else taken back."""
+        if self._suspended or self._keep_inherited():
+            return
         if self.journal is not None and self.rules is not None and self.rules.buffered and self._claim is not None:
             self._suspended = True
             if self.progress.state != "commit in doubt":
@@ -357,7 +399,7 @@ class Destination:
 
     def clean_up(self) -> None:
         """Take back what this run left, as far as the store can be reached; harmless if it left nothing."""
-        if self._manifest_sent or self._suspended or not self.needs_stream:
+        if self._manifest_sent or self._suspended or not self.needs_stream or self._keep_inherited():
             return
         self._policy.patience = self._policy.reach_patience = CLEANUP_PATIENCE
         self._policy.sleep = time.sleep
@@ -368,6 +410,15 @@ class Destination:
                 self.progress.state = "failed, leftovers"
         if self.journal is not None and self.progress.state != "failed, leftovers":
             self.journal.remove()
+
+    def _keep_inherited(self) -> bool:
+        """Leave alone what an earlier run left if this one failed before it could go on with it; tell whether so."""
+        if self.journal is None or not self.journal.inherited:
+            return False
+        self._suspended = True
+        self.progress.state = "resumable"
+        self.journal.close()
+        return True
 
     def _abort_uploads(self) -> None:
         if self._writer is not None:
@@ -406,3 +457,12 @@ class Destination:
             error_why=error.why if error else None,
             error_next=error.todo if error else None,
         )
+
+
+def _whole_key(header: Header) -> str:
+    """Return the key of a stream that is one object under its plain name."""
+    return names.object_key(header.backup, names.stream_file(header.stream, header.codec))
+
+
+def _spool_error(text: str, error: OSError) -> StoreError:
+    return StoreError(f"The spool of {text} failed", error.strerror or str(error), "Check the disk that --spool names.")

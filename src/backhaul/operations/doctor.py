@@ -45,6 +45,7 @@ def doctor(text: str, *, on_finding: Callable[[Diagnosis], None] = lambda diagno
         on_finding(diagnoses[-1])
 
     sent = 0
+    left: list[str] = []
     if location.kind == "s3":
         from backhaul.stores.s3.probe import S3Probe  # boto3 takes a while to load
         from backhaul.stores.s3.store import S3Store
@@ -56,6 +57,7 @@ def doctor(text: str, *, on_finding: Callable[[Diagnosis], None] = lambda diagno
             for finding in probe.run():
                 note(finding, profile)
             sent = probe.bytes_sent
+            left = probe.left
         finally:
             store.close()
     else:
@@ -70,6 +72,7 @@ def doctor(text: str, *, on_finding: Callable[[Diagnosis], None] = lambda diagno
         limits={name: getattr(limits, name) for name in limits.__struct_fields__},
         diagnoses=tuple(diagnoses),
         bytes_sent=sent,
+        left=tuple(left),
         seconds=time.monotonic() - clock,
     )
 

@@ -8,8 +8,10 @@ only bytes are at stake (a part that was stored and not noted is sent again). Th
 from __future__ import annotations
 
 import contextlib
+import errno
 import fcntl
 import os
+import socket
 import threading
 import time
 from pathlib import Path
@@ -19,7 +21,8 @@ from blake3 import blake3
 
 from backhaul.errors import ConfigurationError, LockBusyError, ObjectNotFoundError
 from backhaul.formats import journal as format_
-from backhaul.formats.journal import BegunLine, Header, JournalState, PartLine
+from backhaul.formats.journal import BegunLine, ClaimLine, Header, JournalState, PartLine
+from backhaul.model.claim import Claim
 from backhaul.model.objects import StoredObject, Upload, UploadedPart
 from backhaul.stores.base import Store
 from backhaul.transforms.digest import combine_crc64nvme, crc64nvme, encode_crc64nvme
@@ -37,6 +40,15 @@ def state_directory() -> Path:
     if os.geteuid() == 0:
         return Path("/var/lib/backhaul")
     return Path(os.environ.get("XDG_STATE_HOME") or Path.home() / ".local" / "state") / "backhaul"
+
+
+def machine() -> str:
+    """Return what tells this host from others: its name, and its machine id where it has one."""
+    try:
+        identity = Path("/etc/machine-id").read_text().strip()
+    except OSError:
+        identity = ""
+    return f"{socket.gethostname()} {blake3(identity.encode()).hexdigest()[:16]}"
 
 
 class UploadJournal:
@@ -60,15 +72,23 @@ class UploadJournal:
         self._parts: dict[tuple[int, int], UploadedPart] = {}
         self._uploads: dict[int, Upload] = {}
         self._flushed = 0.0
+        self._descriptor = -1
         try:
             self._descriptor = self._open(path, series)
             self.state = format_.decode(self._path.read_bytes())
+            if self.state is not None:
+                # A line that is torn would hide those that are written behind it.
+                os.ftruncate(self._descriptor, self.state.length)
+                if self.state.header.machine != machine():
+                    self.state = None  # of the host that this one was copied from: its uploads are not ours
         except OSError as error:
             raise ConfigurationError(
                 f"The journal of this upload can't be written: {self._path}",
                 error.strerror or str(error),
                 f"Make its directory writable, or name another with {STATE_VARIABLE}.",
             ) from error
+        # Whether it is an earlier run's that has neither been gone on with nor given up yet.
+        self.inherited = self.state is not None
 
     def _open(self, path: str, series: str) -> int:
         self._path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
@@ -89,14 +109,16 @@ class UploadJournal:
                     return descriptor
             os.close(descriptor)
 
-    @property
-    def resumed_bytes(self) -> int:
-        """Bytes that the store holds from an earlier run."""
-        return sum(part.size for part in self._parts.values())
+    def take_over(self, claim: Claim) -> None:
+        """Note the claim under which this run goes on with the backup. Durable on return."""
+        assert self.state is not None
+        self.state.claims.append(claim)
+        self._append(ClaimLine(claim=claim), durable=True)
 
     def start(self, header: Header) -> None:
         """Begin anew: nothing of an earlier run counts any more. Durable on return."""
-        self.state = JournalState(header=header, uploads={}, parts={})
+        self.state = JournalState(header=header, length=0, claims=[header.claim], uploads={}, parts={})
+        self.inherited = False
         self._uploads.clear()
         self._parts.clear()
         os.ftruncate(self._descriptor, 0)
@@ -197,7 +219,11 @@ class UploadJournal:
             if self._descriptor < 0:
                 return
             try:
-                os.write(self._descriptor, format_.encode_line(line))
+                text = format_.encode_line(line)
+                end = os.fstat(self._descriptor).st_size
+                if os.write(self._descriptor, text) != len(text):
+                    os.ftruncate(self._descriptor, end)
+                    raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
                 if durable or time.monotonic() - self._flushed >= _FLUSH_EVERY:
                     self._flushed = time.monotonic()
                     os.fdatasync(self._descriptor)

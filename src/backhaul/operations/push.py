@@ -61,7 +61,7 @@ from backhaul.model.objects import StoredObject
 from backhaul.model.results import PushResult
 from backhaul.operations import memory, series
 from backhaul.operations.destination import CLEANUP_PATIENCE, Destination, Transcript
-from backhaul.operations.journal import UploadJournal, same_upload
+from backhaul.operations.journal import UploadJournal, machine, same_upload
 from backhaul.operations.places import series_at
 from backhaul.operations.progress import PushProgress
 from backhaul.pipeline.buffers import BufferPool
@@ -83,8 +83,8 @@ from backhaul.transforms.digest import StreamDigest, encode_crc64nvme
 MARKER_WINDOW = 4 << 10
 # At the start nothing is lost yet by failing: say soon that nobody is there.
 START_PATIENCE = 3.0
-# Longer than the patience with a store that is away: who comes back in time is not dropped.
-DEFAULT_STALL_TIMEOUT = DEFAULT_PATIENCE + 300.0
+EARLY_PATIENCE = 60.0
+_STALL_MARGIN = 300.0
 DEFAULT_SPOOL_SIZE = 20 * 10**9
 _MAX_ID_TRIES = 120
 # A limited body goes out in pieces of this many seconds, so that a slow limit is even.
@@ -105,7 +105,8 @@ class PushOptions(msgspec.Struct, frozen=True, kw_only=True):
         workers: compressing threads; None for one a core.
         patience: seconds for which a store that is ill or away is tried again.
         stall_timeout: seconds for which a destination may hold the stream up without taking anything; with
-            several destinations the others go on without it then.
+            several destinations the others go on without it then. None for somewhat more than the patience: who
+            comes back in time is not dropped.
         spool: directory for what slow destinations have not taken yet, or None.
         spool_size: most bytes there, over all destinations.
     """
@@ -118,7 +119,7 @@ class PushOptions(msgspec.Struct, frozen=True, kw_only=True):
     allow_empty: bool = False
     workers: int | None = None
     patience: float = DEFAULT_PATIENCE
-    stall_timeout: float = DEFAULT_STALL_TIMEOUT
+    stall_timeout: float | None = None
     spool: str | None = None
     spool_size: int = DEFAULT_SPOOL_SIZE
 
@@ -206,16 +207,25 @@ class _Push:
         self.identity = source.identity if isinstance(source, FileSource) else None
         self.destinations: list[Destination] = []
         for location in locations:
-            policy = RetryPolicy(options.patience, min(START_PATIENCE, options.patience), sleep=self.group.sleep)
+            patience = min(options.patience, EARLY_PATIENCE)
+            policy = RetryPolicy(patience, min(patience, START_PATIENCE), sleep=self.group.sleep)
             store = open_store(location, policy=policy, limit=limit)
             stack.callback(store.close)
-            journal = None
-            if self.identity is not None:
-                place = "\0".join(str(part) for part in _identity(location))
-                journal = UploadJournal(place, self.identity.path, options.name)
+            journal = self._open_journal(location)
+            if journal is not None:
                 stack.callback(journal.close)
-            self.destinations.append(Destination(location, store, policy, journal))
+            self.destinations.append(Destination(location, store, policy, journal, place=_place(location)))
         progress.destinations = [destination.progress for destination in self.destinations]
+
+    def _open_journal(self, location: Location) -> UploadJournal | None:
+        if self.identity is None:
+            return None
+        try:
+            return UploadJournal(_place(location), self.identity.path, self.options.name)
+        except ConfigurationError:
+            if location.kind == "local":
+                return None  # a disk is written anew in any case
+            raise
 
     def _rate_limit(self, table: Timetable) -> RateLimit:
         def rate() -> int | None:
@@ -254,7 +264,9 @@ class _Push:
         assert self.identity is not None
         return Header(
             version=journal_format.VERSION,
-            series=destination.text,
+            machine=machine(),
+            series=destination.place,
+            write=destination.write,
             backup=backup,
             stream=self.options.name,
             codec=self.codec,
@@ -370,7 +382,7 @@ class _Push:
                     group,
                     self.stream_file,
                     patience=self.options.patience,
-                    stall_after=self.options.stall_timeout,
+                    stall_after=self.options.stall_timeout or self.options.patience + _STALL_MARGIN,
                     spool=Spool(self.spool) if self.spool is not None else None,
                 )
                 for destination in receivers
@@ -582,6 +594,10 @@ class _Push:
         fates = [msgspec.to_builtins(destination.result()) for destination in self.destinations]
         error.details = {"id": self.id, "required": self.required, "destinations": fates}
         return error
+
+
+def _place(location: Location) -> str:
+    return " ".join(str(part) for part in _identity(location))
 
 
 def _store_record(stored: StoredObject) -> StoreRecord:

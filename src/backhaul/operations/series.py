@@ -51,6 +51,12 @@ def take_claim(store: Store, backup: str, claim: Claim) -> bool:
     return True
 
 
+def renew_claim(store: Store, backup: str, claim: Claim) -> None:
+    """Write the claim once more, over its older self: it is young again, and its run is alive to ``clean``."""
+    body = msgspec.json.encode(claim)
+    store.put(names.object_key(backup, names.CLAIM), body, crc64nvme(body), if_absent=False, kind="working")
+
+
 def owns_claim(store: Store, backup: str, claim: Claim) -> bool:
     """Tell whether the claim is still this run's: stores that ignore conditions let a second run take it."""
     body = msgspec.json.encode(claim)

@@ -11,10 +11,12 @@ import os
 import tempfile
 import threading
 
-_LARGEST_FILE = 64 << 20
+# The size of a file: room comes back file by file, and each is an open one, of which a process has a thousand.
+_USUAL_FILE = 64 << 20
 _LEAST_FILE = 1 << 20
-_FILES = 16
-_FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
+_FEWEST_FILES = 16
+_MOST_FILES = 256
+_FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EMFILE, errno.ENFILE}
 
 
 class SpoolSpace:
@@ -27,7 +29,7 @@ class SpoolSpace:
 
     def __init__(self, directory: str, size: int) -> None:
         self.directory = directory
-        self.file_size = max(_LEAST_FILE, min(_LARGEST_FILE, size // _FILES))
+        self.file_size = max(_LEAST_FILE, min(_USUAL_FILE, size // _FEWEST_FILES), size // _MOST_FILES)
         self._free = size
         self._lock = threading.Lock()
 

@@ -9,6 +9,8 @@ from collections.abc import Callable, Iterator, Sequence
 from backhaul.pipeline.spool import Spool, SpooledPiece
 from backhaul.pipeline.supervisor import Supervisor
 
+_SPOOL_LOOK = 0.25
+
 
 class AbandonedError(Exception):
     """The taker was given up while it waited for a piece; why, whoever gave it up knows."""
@@ -66,28 +68,20 @@ class PieceQueue:
 
     def put(self, piece: bytes) -> None:
         """Wait for room and add a piece; a no-op once the taker gave up."""
-        with self._group.condition:
-            if self._abandoned or self._has_room(piece):
-                self._add(piece)
+        began = self._clock()
+        while True:
+            with self._group.condition:
+                self._group.check()
+                if self._abandoned or self._has_room(piece):
+                    self._add(piece)
+                    return
+            if self._spool is not None and self._add_to_spool(self._spool, piece):
                 return
-        if self._spool is not None:
-            # Only this thread adds: nothing can come between the writing and the place in the queue.
-            try:
-                spooled = self._spool.add(piece)
-            except OSError as error:
-                if not self._abandoned:
-                    self.abandon()
-                    self._on_spool_error(error)
+            if not self._wait(piece, began):
+                # Told first: whoever takes must find out why before it finds the queue gone.
+                self._on_stall(self._stall_after or 0.0)
+                self.abandon()
                 return
-            if spooled is not None:
-                with self._group.condition:
-                    self.spooled += spooled.size
-                    self._pieces.append(spooled)
-                    self._group.condition.notify_all()
-                return
-        if not self._wait_for_room(piece):
-            self.abandon()
-            self._on_stall(self._stall_after or 0.0)
 
     def end(self) -> None:
         """Say that no more pieces come: only called for a stream that is whole."""
@@ -146,18 +140,37 @@ class PieceQueue:
             self._held += len(piece)
             self._group.condition.notify_all()
 
-    def _wait_for_room(self, piece: bytes) -> bool:
-        """Wait and add; tell whether the taker got on in time."""
-        began = self._clock()
+    def _add_to_spool(self, spool: Spool, piece: bytes) -> bool:
+        """Add by way of the disk; tell whether the piece is seen to. (The condition is not held.)"""
+        # Only this thread adds: nothing can come between the writing and the place in the queue.
+        try:
+            spooled = spool.add(piece)
+        except OSError as error:
+            if not self._abandoned:
+                self._on_spool_error(error)
+                self.abandon()
+            return True
+        if spooled is None:
+            return False
         with self._group.condition:
-            while not (self._abandoned or self._has_room(piece)):
-                self._group.check()
-                idle = self._clock() - max(began, self._moved)
-                if self._stall_after is not None and idle >= self._stall_after:
-                    return False
-                self._group.condition.wait(None if self._stall_after is None else max(0.01, self._stall_after - idle))
-            self._group.check()
-            self._add(piece)
+            if not self._abandoned:
+                self.spooled += spooled.size
+                self._pieces.append(spooled)
+                self._group.condition.notify_all()
+        return True
+
+    def _wait(self, piece: bytes, began: float) -> bool:
+        """Wait a while for room; tell whether the taker gets on. (The condition is not held.)"""
+        with self._group.condition:
+            if self._abandoned or self._has_room(piece):
+                return True
+            idle = self._clock() - max(began, self._moved)
+            if self._stall_after is not None and idle >= self._stall_after:
+                return False
+            pause = None if self._stall_after is None else max(0.01, self._stall_after - idle)
+            if self._spool is not None:  # room on the disk comes back without a word
+                pause = min(pause or _SPOOL_LOOK, _SPOOL_LOOK)
+            self._group.condition.wait(pause)
             return True
 
 

@@ -39,11 +39,14 @@ class PartRules(msgspec.Struct, frozen=True):
             in order, and ``complete`` is given a single part that stands for all.
         parallel: how many parts may be under way at once; 1 where they are not buffered.
         layout: the sizes of parts and segments; not looked at where they are not buffered.
+        hedged: whether a part may be under way twice. (Where ETags differ from try to try, the later one would
+            make the earlier one's worthless.)
     """
 
     buffered: bool
     parallel: int
     layout: PartLayout
+    hedged: bool = True
 
 
 class Store(Protocol):

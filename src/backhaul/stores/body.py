@@ -12,8 +12,9 @@ from collections.abc import Callable
 
 Take = Callable[[int], None]
 
-# urllib3 asks file-like bodies for 16 KiB at a time, and sends whatever it is given: fewer, larger calls.
-_PIECE = 1 << 20
+# urllib3 asks file-like bodies for 16 KiB at a time, and sends whatever it is given. A piece has to leave within the
+# socket's timeout, which is that of connecting at first: small enough for the slowest line, 10 KB/s a connection.
+_PIECE = 64 << 10
 
 
 class BodyCancelledError(Exception):
@@ -25,7 +26,7 @@ class PartBody:
 
     Args:
         view: the bytes. They must not change until ``readers`` is 0 again.
-        on_progress: told the count of bytes that were handed out for the first time.
+        on_progress: told the count of bytes that were handed out, also of those that were before: they move.
     """
 
     def __init__(self, view: bytes | bytearray | memoryview, on_progress: Take | None = None) -> None:
@@ -83,7 +84,7 @@ class PartBody:
             take = self._take if new else self._take_again
             if take is not None:
                 take(count)
-            if new and self._on_progress is not None:
+            if self._on_progress is not None:
                 self._on_progress(count)
             if self._cancelled:
                 raise BodyCancelledError

@@ -92,7 +92,7 @@ class StreamWriter:
         key_of: the object's name for a segment's number, counted from 1; 0 is a stream in a single request.
         group: whose stop ends all waiting.
         on_sent: told the bytes of each part that the store has, and whether it had them from an earlier run.
-        on_progress: told the bytes that went out for the first time.
+        on_progress: told the bytes that go out.
         ledger: for streams that can be read again, None for others.
         on_failure: told when a part has failed for good, so that whoever waits for the next piece need not.
     """
@@ -121,7 +121,7 @@ class StreamWriter:
             group,
             f"send-{key_of(0).rpartition('/')[2]}",
             UploadConcurrency(self._rules.parallel),
-            HedgePolicy() if buffered else None,
+            HedgePolicy() if buffered and self._rules.hedged else None,
             on_failure=on_failure,
         )
         self._lock = threading.Lock()
@@ -284,7 +284,7 @@ class StreamWriter:
             if ledger is not None:
                 known = ledger.known(segment.number, number, view)
                 if known is not None:
-                    reused = True
+                    reused, job.measured = True, False
                     return known
             return self._store.put_part(upload, number, offset, body, crc64nvme(view))
 
@@ -301,7 +301,8 @@ class StreamWriter:
                 with self._lock:
                     self._spare.append(buffer)
 
-        self._sender.submit(PartJob(body, send, done, release))
+        job = PartJob(body, send, done, release)
+        self._sender.submit(job)
 
     def _begin(self, segment: _Open) -> None:
         segment.key = self._key_of(segment.number)

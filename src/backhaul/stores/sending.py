@@ -46,6 +46,8 @@ class PartJob:
         self.tries = 0
         self.acknowledged = False
         self.failure: BaseException | None = None
+        # Whether how long it took says something of the store. (Not where nothing had to be sent.)
+        self.measured = True
         self.began = 0.0
 
 
@@ -230,8 +232,9 @@ class PartSender:
         if part is not None and failure is None and job in self._running:
             self._unacknowledged -= 1
             self._running.remove(job)
-            self._concurrency.acknowledged(now, size)
-            if self._hedge is not None:
+            if job.measured:
+                self._concurrency.acknowledged(now, size)
+            if job.measured and self._hedge is not None:
                 self._hedge.finished(size, now - job.began)
         elif failure is not None and job.tries == 0 and job in self._running:
             self._running.remove(job)
@@ -249,6 +252,8 @@ class PartSender:
             if self._group.stopped:
                 return
             with self._group.condition:
+                if self._tries > len(self._running):
+                    continue  # a try that lost still holds its part's memory
                 now = self._clock()
                 slow = [job for job in self._running if self._hedge.is_slow(len(job.body), now - job.began)]
                 job = min(slow, key=lambda each: each.began, default=None)

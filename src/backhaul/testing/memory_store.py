@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import datetime as dt
-import itertools
+import secrets
 import threading
 from collections.abc import Iterator, Sequence
 
@@ -35,7 +35,6 @@ class MemoryStore:
         self.objects: dict[str, tuple[bytes, StoredObject]] = {}
         self.uploads: dict[str, _Pending] = {}
         self._lock = threading.Lock()
-        self._numbers = itertools.count(1)
 
     def parts(self, at_most: int | None = None) -> PartRules:
         """See ``Store.parts``."""
@@ -54,7 +53,7 @@ class MemoryStore:
     def begin(self, key: str) -> Upload:
         """See ``Store.begin``."""
         with self._lock:
-            token = f"upload-{next(self._numbers)}"
+            token = f"upload-{secrets.token_hex(8)}"
             self.uploads[token] = _Pending(key, {}, dt.datetime.now(dt.UTC))
         return Upload(key=key, token=token)
 
@@ -156,7 +155,7 @@ class MemoryStore:
             key=key,
             size=len(content),
             modified=dt.datetime.now(dt.UTC),
-            etag=f'"{next(self._numbers)}"',
+            etag=f'"{secrets.token_hex(8)}"',
             checksum=f"CRC64NVME:{encode_crc64nvme(checksum_of(content))}",
         )
         self.objects[key] = (content, stored)

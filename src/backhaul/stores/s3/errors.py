@@ -26,6 +26,8 @@ _CREDENTIALS = {
     "TokenRefreshRequired",
 }
 _REFUSED = {"AccessDenied", "403", "Forbidden", "AllAccessDisabled", "AccountProblem", "InvalidBucketName"}
+# What TLS says when it is set up wrongly; its other failures pass.
+_TLS_SETTINGS = ("CERTIFICATE", "WRONG_VERSION", "WRONG VERSION", "RECORD LAYER", "UNSUPPORTED PROTOCOL")
 _FULL = {"QuotaExceeded", "XMinioStorageFull", "InsufficientStorage", "507", "StorageFull", "QuotaExceededException"}
 _THROTTLED = {
     "SlowDown",
@@ -84,6 +86,10 @@ def translated(error: Exception, what: str, *, bucket: str, endpoint: str) -> St
         isinstance(error, ValueError) and "endpoint" in str(error).lower()
     ):
         return StoreRefusedError(what, why, f"Check the bucket's name ({bucket}), the endpoint and the region.")
+    if isinstance(error, boto.SSLError) and any(words in why.upper() for words in _TLS_SETTINGS):
+        return StoreRefusedError(
+            what, why, f"Check that {endpoint} speaks TLS and that its certificate is of an authority known here."
+        )
     if isinstance(error, boto.EndpointConnectionError | boto.ConnectTimeoutError | boto.ProxyConnectionError):
         return StoreUnreachableError(
             what, why, f"Check that {endpoint} is the right address, that it runs, and that this host reaches it."

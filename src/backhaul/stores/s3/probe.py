@@ -13,6 +13,7 @@ import email.utils
 import hashlib
 import os
 import secrets
+import time
 from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Any
 
@@ -45,6 +46,9 @@ class S3Probe:
         self._bucket = store.bucket
         self._prefix = f"{store.prefix}{PREFIX}{secrets.token_hex(6)}/"
         self.bytes_sent = 0
+        self._written: set[tuple[str, str | None]] = set()
+        self._begun: dict[str, dict[str, str]] = {}
+        self.left: list[str] = []
 
     def run(self) -> Iterator[Finding]:
         """Yield what each probe found, in the order in which a person would ask.
@@ -64,7 +68,8 @@ class S3Probe:
                 self._settings,
             ):
                 yield self._attempt(probe)
-            yield from self._multipart()
+            with self._store.translating(f"Could not upload in parts to {self._store.url}"):
+                yield from self._multipart()
         finally:
             self._remove_everything()
 
@@ -148,9 +153,15 @@ class S3Probe:
         return self._told("conditional_deletes", self._content("kept") == _SMALL, _answer(refused))
 
     def _settings(self) -> Finding:
-        asked = self._store.attributes("data")
+        asked = {name: value for name, value in self._store.attributes("data").items() if "ObjectLock" not in name}
+        if self._store.locks:  # what is locked could not be removed again: it is asked for, not tried
+            reply = self._client.get_object_lock_configuration(Bucket=self._bucket)
+            enabled = reply.get("ObjectLockConfiguration", {}).get("ObjectLockEnabled") == "Enabled"
+            if not enabled:
+                return Finding(name="settings of writes", found=False, detail="the bucket has no object lock")
         if not asked:
-            return Finding(name="settings of writes", found=True, detail="none are asked for")
+            detail = "the bucket has object lock" if self._store.locks else "none are asked for"
+            return Finding(name="settings of writes", found=True, detail=detail)
         refused = self._refusal(lambda: self._put("settings", _SMALL, ChecksumAlgorithm="CRC32", **asked))
         words = ", ".join(sorted(asked))
         return Finding(
@@ -292,7 +303,14 @@ class S3Probe:
 
     def _put(self, name: str, body: bytes, **more: Any) -> Any:
         self.bytes_sent += len(body)
-        return self._client.put_object(Bucket=self._bucket, Key=self._prefix + name, Body=body, **more)
+        self._written.add((self._prefix + name, None))
+        reply = self._client.put_object(Bucket=self._bucket, Key=self._prefix + name, Body=body, **more)
+        self._note_version(self._prefix + name, reply)
+        return reply
+
+    def _note_version(self, key: str, reply: Any) -> None:
+        if reply.get("VersionId") not in (None, "null"):
+            self._written.add((key, reply["VersionId"]))
 
     def _content(self, name: str) -> bytes:
         return self._client.get_object(Bucket=self._bucket, Key=self._prefix + name)["Body"].read()
@@ -301,7 +319,9 @@ class S3Probe:
         more: Any = {"ChecksumAlgorithm": "CRC64NVME", "ChecksumType": "FULL_OBJECT"} if checksums else {}
         key = self._prefix + name
         reply = self._client.create_multipart_upload(Bucket=self._bucket, Key=key, **more)
-        return {"Bucket": self._bucket, "Key": key, "UploadId": reply["UploadId"]}
+        upload = {"Bucket": self._bucket, "Key": key, "UploadId": reply["UploadId"]}
+        self._begun[reply["UploadId"]] = upload
+        return upload
 
     def _part(self, upload: dict[str, str], number: int, content: bytes, *, checked: bool = False) -> UploadedPart:
         self.bytes_sent += len(content)
@@ -319,30 +339,44 @@ class S3Probe:
             for part in parts
         ]
         request: Any = {**upload, "MultipartUpload": {"Parts": listed}, **more}
-        self._client.complete_multipart_upload(**request)
+        self._written.add((upload["Key"], None))
+        reply = self._client.complete_multipart_upload(**request)
+        self._begun.pop(upload["UploadId"], None)
+        self._note_version(upload["Key"], reply)
 
     def _abort(self, upload: dict[str, str]) -> None:
         with contextlib.suppress(ClientError):
             self._client.abort_multipart_upload(**upload)  # type: ignore[arg-type]
 
     def _refusal(self, request: Callable[[], Any]) -> str | None:
-        """Return the code with which the store refuses a request; None if it does not."""
-        try:
-            request()
-        except ClientError as error:
-            return _code(error)
+        """Return the code with which the store refuses a request; None if it does not. An ill store is asked again."""
+        for last in (False, False, True):
+            try:
+                request()
+            except ClientError as error:
+                if error.response.get("ResponseMetadata", {}).get("HTTPStatusCode", 0) in (500, 502, 503) and not last:
+                    time.sleep(1)
+                    continue
+                return _code(error)
+            return None
         return None
 
     def _remove_everything(self) -> None:
-        """Remove what the probes made, as far as the store lets it."""
-        with contextlib.suppress(Exception):
-            for entry in self._client.list_multipart_uploads(Bucket=self._bucket, Prefix=self._prefix).get(
-                "Uploads", []
-            ):
-                self._abort({"Bucket": self._bucket, "Key": entry["Key"], "UploadId": entry["UploadId"]})
-        with contextlib.suppress(Exception):
-            for item in self._client.list_objects_v2(Bucket=self._bucket, Prefix=self._prefix).get("Contents", []):
-                self._client.delete_object(Bucket=self._bucket, Key=item["Key"])
+        """Remove what the probes made, each version of it; ``left`` names what the store did not let go."""
+        for upload in list(self._begun.values()):
+            self._abort(upload)
+        # The versions first: deleting without one adds a mark to a versioned bucket, which would stay.
+        versioned = {key for key, version in self._written if version is not None}
+        for key, version in sorted(self._written, key=str):
+            if version is None and key in versioned:
+                continue
+            try:
+                more: Any = {"VersionId": version} if version is not None else {}
+                reply = self._client.delete_object(Bucket=self._bucket, Key=key, **more)
+                if version is None and reply.get("DeleteMarker") and reply.get("VersionId"):
+                    self._client.delete_object(Bucket=self._bucket, Key=key, VersionId=reply["VersionId"])
+            except Exception as error:  # noqa: BLE001 - told as what is left
+                self.left.append(f"{key}: {_code(error)}")
 
 
 def _answer(refused: str | None) -> str:

@@ -47,10 +47,11 @@ if TYPE_CHECKING:
     from mypy_boto3_s3 import S3Client
 
 CONNECT_TIMEOUT = 10
-# Seconds of silence after which a request counts as lost: questions are answered at once, while a part
-# or a completion may keep a store busy.
+# Seconds of silence after which a request counts as lost: questions are answered at once, while a part may keep a
+# store busy, and a completion for minutes.
 QUESTION_TIMEOUT = 20
 BULK_TIMEOUT = 60
+COMPLETION_TIMEOUT = 600
 _CHECKSUM: Final = "CRC64NVME"
 _PARTS_A_PAGE = 1000
 _MULTIPART_ETAG = re.compile(r"[0-9a-f]{32}-\d+")
@@ -68,15 +69,19 @@ class S3Store:
         self._endpoint = location.endpoint or "the S3 endpoint"
         self._lock = threading.Lock()
         self._bulk_client: S3Client | None = None
+        self._completion_client: S3Client | None = None
         self._write = location.write
         with self.translating(f"Could not set up access to {self.url}"):
             session = boto3.session.Session(profile_name=location.profile, region_name=location.region)
             self._session, self._location = session, location
             self._client = self._new_client(location.timeout or QUESTION_TIMEOUT)
-        self._endpoint = self._client.meta.endpoint_url
+        self._endpoint = _without_password(self._client.meta.endpoint_url)
         self._profile: Profile | None = None
         # Whether ETags are MD5s; of a store that is not known the first object that is written tells.
         self._md5_etags: bool | None = None
+        self._keyed_bucket = False
+        # Uploads whose completion was not answered: it may still be at work.
+        self._unanswered: set[str] = set()
         if profile is None and location.provider is not None:
             profile = PROFILES[location.provider]
         if profile is None:
@@ -97,7 +102,8 @@ class S3Store:
         """See ``Store.parts``."""
         profile = self.profile
         layout = plan_layout(profile.limits, at_most=at_most, max_part=self._location.max_part)
-        return PartRules(buffered=True, parallel=profile.parallel, layout=layout)
+        hedged = self._write.encryption != "aws:kms" and not self._keyed_bucket
+        return PartRules(buffered=True, parallel=profile.parallel, layout=layout, hedged=hedged)
 
     def _settle_profile(self, profile: Profile) -> None:
         """Keep the profile, unless the store lacks what the settings ask for."""
@@ -107,7 +113,7 @@ class S3Store:
             words
             for words, missing in (
                 ("tags", bool(write.tags) and not profile.tags),
-                ("object lock (retain-until)", self._locked and not profile.object_lock),
+                ("object lock (retain-until)", self.locks and not profile.object_lock),
                 (
                     f"the storage class {write.storage_class} (it has {', '.join(profile.storage_classes or ())})",
                     write.storage_class is not None
@@ -172,6 +178,14 @@ class S3Store:
                 self._bulk_client = self._new_client(self._location.timeout or BULK_TIMEOUT)
             return self._bulk_client
 
+    @property
+    def _completing(self) -> S3Client:
+        """The client for completions, which may take a store minutes."""
+        with self._lock:
+            if self._completion_client is None:
+                self._completion_client = self._new_client(self._location.timeout or COMPLETION_TIMEOUT)
+            return self._completion_client
+
     def put(
         self, key: str, body: Body, crc64nvme: int, *, if_absent: bool = True, kind: Kind = "record"
     ) -> StoredObject:
@@ -191,6 +205,7 @@ class S3Store:
                 **checks,
                 **self.attributes(kind),
             )
+        self._keyed_bucket = self._keyed_bucket or _keyed(reply)
         self._check_etag(self._name(key), reply, md5)
         checksum = reply.get("ChecksumCRC64NVME")
         return StoredObject(
@@ -297,7 +312,7 @@ class S3Store:
             elif if_absent:
                 self._refuse_existing(upload.key)
             with self.translating(f"Could not complete {self._name(upload.key)}"):
-                self._bulk.complete_multipart_upload(
+                self._completing.complete_multipart_upload(
                     Bucket=self._bucket,
                     Key=self._prefix + upload.key,
                     UploadId=upload.token,
@@ -310,6 +325,12 @@ class S3Store:
             except StoreUnavailableError:
                 raise error from None
             if found is None or not self._is_made_of(found, raw, parts, crc64nvme):
+                if isinstance(error, StoreUnavailableError):
+                    self._unanswered.add(upload.token)
+                elif isinstance(error, ObjectNotFoundError) and found is None and upload.token in self._unanswered:
+                    raise StoreUnavailableError(
+                        error.what, "its completion was not answered, and may still be under way", error.todo
+                    ) from error
                 raise
         return self._settled(upload.key, parts, crc64nvme)
 
@@ -436,9 +457,12 @@ class S3Store:
 
     def close(self) -> None:
         """See ``Store.close``."""
-        self._client.close()
-        if self._bulk_client is not None:
-            self._bulk_client.close()
+        self._close_connections()
+
+    def _close_connections(self) -> None:
+        for client in (self._client, self._bulk_client, self._completion_client):
+            if client is not None:
+                client.close()
 
     # -- inside ----------------------------------------------------------------------------------------
 
@@ -446,7 +470,8 @@ class S3Store:
         return f"s3://{self._bucket}/{self._prefix}{key}"
 
     @property
-    def _locked(self) -> bool:
+    def locks(self) -> bool:
+        """Whether the settings ask for what is written to be locked."""
         return self._write.retain is not None or self._write.retain_until is not None
 
     def attributes(self, kind: Kind) -> dict[str, Any]:
@@ -463,7 +488,7 @@ class S3Store:
             asked["StorageClass"] = write.storage_class
         if write.tags:
             asked["Tagging"] = urlencode(write.tags)
-        if self._locked:
+        if self.locks:
             until = dt.datetime.now(dt.UTC) + dt.timedelta(seconds=write.retain or 0)
             if write.retain_until is not None:
                 until = dt.datetime.fromisoformat(write.retain_until)
@@ -562,13 +587,16 @@ class S3Store:
         found = translated(error, what, bucket=self._bucket, endpoint=self._endpoint)
         if isinstance(found, StoreUnavailableError) and isinstance(error, ClientError):
             # Whoever answered so may be one sick host of many: the next try takes a new connection.
-            self._client.close()
-            if self._bulk_client is not None:
-                self._bulk_client.close()
+            self._close_connections()
         return found
 
 
 _READ_SIZE = 1 << 20
+
+
+def _without_password(url: str) -> str:
+    """Return the endpoint for messages; ``AWS_ENDPOINT_URL`` may hold anything."""
+    return re.sub(r"//[^/@]*@", "//***@", url)
 
 
 def _sendable(body: Body) -> Any:
