@@ -73,17 +73,27 @@ class Cli:
     def __init__(self, environment: dict[str, str], directory: Path) -> None:
         self.environment = environment
         self.directory = directory
+        self.started: list[subprocess.Popen[bytes]] = []
+
+    def kill_all(self) -> None:
+        """End what a failed test left running: a push that nobody ends fills the disk."""
+        for process in self.started:
+            if process.poll() is None:
+                process.kill()
+                process.wait()
 
     def start(self, *arguments: str, env: dict[str, str] | None = None, **options: Any) -> subprocess.Popen[bytes]:
         options.setdefault("stdin", subprocess.DEVNULL)
         options.setdefault("stdout", subprocess.PIPE)
         options.setdefault("stderr", subprocess.PIPE)
-        return subprocess.Popen(
+        process = subprocess.Popen(
             [sys.executable, "-W", "error", "-m", "backhaul", *arguments],
             env={**self.environment, **(env or {})},
             cwd=self.directory,
             **options,
         )
+        self.started.append(process)
+        return process
 
     def __call__(
         self,
@@ -103,18 +113,22 @@ class Cli:
 
 
 @pytest.fixture
-def local_cli(tmp_path: Path) -> Cli:
+def local_cli(tmp_path: Path) -> Iterator[Cli]:
     """The command line with no S3 settings at all."""
     clean = {k: v for k, v in os.environ.items() if not k.startswith(("AWS_", "PG"))}
-    return Cli(
+    cli = Cli(
         {**clean, "AWS_EC2_METADATA_DISABLED": "true", "AWS_CONFIG_FILE": "/dev/null", "HOME": str(tmp_path)}, tmp_path
     )
+    yield cli
+    cli.kill_all()
 
 
 @pytest.fixture
-def cli(local_cli: Cli, seaweed: SeaweedFS) -> Cli:
+def cli(local_cli: Cli, seaweed: SeaweedFS) -> Iterator[Cli]:
     """The command line set up for the test server."""
-    return Cli({**local_cli.environment, **seaweed.environment}, local_cli.directory)
+    cli = Cli({**local_cli.environment, **seaweed.environment}, local_cli.directory)
+    yield cli
+    cli.kill_all()
 
 
 def open_uploads(s3: Any, bucket: str) -> Sequence[Any]:
