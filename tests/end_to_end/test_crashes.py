@@ -44,7 +44,7 @@ SMALL = PartLayout(
     numbered=True,
 )
 RULES = PartRules(buffered=True, parallel=3, layout=SMALL)
-NOISE = b"".join(random_bytes(6_000_000))
+NOISE = b"".join(random_bytes(4_300_000))
 PATIENT = PushOptions(patience=5.0)
 
 
@@ -163,7 +163,7 @@ def test_sigkill_at_random_moments(cli: Cli, s3: Any, bucket: str, tmp_path: Pat
     generator = random.Random(20261121)
     killed = 0
     (tmp_path / "dump").write_bytes(content)
-    for _ in range(8):
+    for _ in range(5):
         process = cli.start("push", *series, "-q", "--", "cat", str(tmp_path / "dump"))
         time.sleep(generator.uniform(0.3, 2.5))
         process.send_signal(signal.SIGKILL)
@@ -174,7 +174,7 @@ def test_sigkill_at_random_moments(cli: Cli, s3: Any, bucket: str, tmp_path: Pat
             for backup in cli.ok("list", place, "--json").json["backups"]:
                 if backup["id"] != first[place]:
                     assert cli.ok("pull", "-q", f"{place}@{backup['id']}").out == content
-    assert killed >= 3
+    assert killed >= 2
     cli.ok("push", *series, "-q", "--", "cat", str(tmp_path / "dump"))
     for place in series:
         assert cli.ok("pull", "-q", place).out == content

@@ -302,7 +302,7 @@ def test_to_a_disk(files: Files, tmp_path: Path) -> None:
     content = b"".join(dump_text(30_000_000))
     files.file.write_bytes(content)
     process = files.cli.start("push", disk, "--from", str(files.file), "--limit", "2M", env=files.environment)
-    while not list(tmp_path.rglob("*.partial")):
+    while not list(tmp_path.rglob(".data*.partial")):
         time.sleep(0.01)
     process.kill()
     process.communicate()

@@ -2,12 +2,26 @@
 
 from __future__ import annotations
 
-import pytest
+import ssl
+from typing import Any
 
-from backhaul.errors import StoreRefusedError, StoreUnavailableError, StoreUnreachableError
+import pytest
+from botocore import exceptions as boto
+
+from backhaul.errors import (
+    ObjectNotFoundError,
+    PreconditionError,
+    StoreError,
+    StoreFullError,
+    StoreRefusedError,
+    StoreThrottledError,
+    StoreUnavailableError,
+    StoreUnreachableError,
+)
 from backhaul.model.objects import StoredObject
 from backhaul.stores.base import BrokenReadError
 from backhaul.stores.retry import LONGEST_PAUSE, RetryingStore, RetryPolicy
+from backhaul.stores.s3.errors import translated
 from backhaul.testing.memory_store import MemoryStore
 from backhaul.transforms.digest import crc64nvme
 
@@ -117,3 +131,46 @@ def test_a_read_that_moves_on_keeps_its_patience() -> None:
     store.read_into("x", 0, memoryview(out))
     assert out == content
     assert policy.retries == len(content) // 10
+
+
+@pytest.mark.parametrize(
+    ("code", "status", "expected"),
+    [
+        ("SlowDown", 503, StoreThrottledError),
+        ("TooManyRequests", 429, StoreThrottledError),
+        ("InternalError", 500, StoreUnavailableError),
+        ("BadDigest", 400, StoreUnavailableError),
+        ("ConditionalRequestConflict", 409, StoreUnavailableError),
+        ("PreconditionFailed", 412, PreconditionError),
+        ("NoSuchUpload", 404, ObjectNotFoundError),
+        ("NoSuchBucket", 404, StoreRefusedError),
+        ("AccessDenied", 403, StoreRefusedError),
+        ("QuotaExceeded", 403, StoreFullError),
+        ("NotImplemented", 501, StoreError),
+        ("InvalidObjectState", 403, StoreError),
+    ],
+)
+def test_answers_are_classified(code: str, status: int, expected: type[StoreError]) -> None:
+    """Throttled, transient, permanent, precondition: decided once, where botocore's words come in."""
+    reply: Any = {"Error": {"Code": code, "Message": "m"}, "ResponseMetadata": {"HTTPStatusCode": status}}
+    error = translated(boto.ClientError(reply, "PutObject"), "Could not", bucket="b", endpoint="http://e")
+    assert type(error) is expected
+    assert error.why and error.todo
+
+
+@pytest.mark.parametrize(
+    ("words", "expected"),
+    [
+        ("[SSL: CERTIFICATE_VERIFY_FAILED] self-signed certificate", StoreRefusedError),
+        ("[SSL: WRONG_VERSION_NUMBER] wrong version number", StoreRefusedError),
+        ("[SSL: UNEXPECTED_EOF_WHILE_READING] EOF occurred in violation of protocol", StoreUnavailableError),
+    ],
+)
+def test_tls_that_is_set_up_wrongly_is_told_from_tls_that_broke(words: str, expected: type[StoreError]) -> None:
+    error = translated(
+        boto.SSLError(endpoint_url="https://e", error=ssl.SSLError(1, words)),
+        "Could not",
+        bucket="b",
+        endpoint="https://e",
+    )
+    assert type(error) is expected

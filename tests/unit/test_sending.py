@@ -153,11 +153,30 @@ def test_the_slowest_part_is_tried_twice_and_its_memory_kept(group: Supervisor) 
     assert events == ["done"]
     assert len(tries) == 2
     assert sender.hedges == 1
-    sender.submit(job(part))  # the sender goes on although a try still hangs
+
+    def slow_too() -> UploadedPart:
+        time.sleep(0.6)
+        return part()
+
+    sender.submit(job(slow_too))  # the sender goes on although a try still hangs
     sender.drain()
+    assert sender.hedges == 1, "no second one while the first one's loser holds its memory"
     let_go.set()
     assert sender.wait_idle(5)
     assert events == ["done", "released"]
+    sender.close()
+
+
+def test_what_was_not_sent_says_nothing_of_the_store(group: Supervisor) -> None:
+    """Parts that an earlier run had sent are acknowledged at the speed of hashing: no pace to compare others with."""
+    policy = HedgePolicy(least=0.0)
+    sender = PartSender(group, "s", UploadConcurrency(4), policy)
+    for _ in range(20):
+        known = job(part)
+        known.measured = False
+        sender.submit(known)
+    sender.drain()
+    assert not policy.is_slow(10, 1e6)
     sender.close()
 
 

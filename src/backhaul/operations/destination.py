@@ -184,7 +184,6 @@ class Destination:
             if _whole_key(header) not in {begun.key for begun in state.uploads.values()}:
                 # A stream in a single request, whose manifest was not written: there is no going on with it.
                 self.store.delete(_whole_key(header))
-            self.journal.inherited = False
             return True
         self.journal.start(msgspec.structs.replace(header, backup=backup))
         return self.take_claim(backup, header.claim)
@@ -216,6 +215,8 @@ class Destination:
     ) -> PieceQueue:
         """Make ready for the stream; return the queue that its pieces go into."""
         assert self.rules is not None
+        if self.journal is not None:
+            self.journal.inherited = False  # from here on what is left is this run's too
         self._group = group
         self._queue = PieceQueue(
             group,
@@ -423,6 +424,8 @@ class Destination:
     def _abort_uploads(self) -> None:
         if self._writer is not None:
             self._writer.abort()
+        if self.journal is not None:
+            self.journal.forsake(self.store)
 
     def _remove_objects(self) -> None:
         # Only under a claim that is certainly this run's: an id that another run has is not touched.

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 from botocore import exceptions as boto
 from botocore.parsers import ResponseParserError
 
@@ -149,9 +151,15 @@ def _from_reply(error: boto.ClientError, what: str, bucket: str, endpoint: str) 
 def _reason(error: Exception) -> str:
     """Return the innermost words: botocore wraps urllib3, which wraps the operating system."""
     text = str(error)
-    inner: BaseException | None = error
-    while inner is not None:
+    for inner in causes(error):
         if isinstance(inner, OSError) and inner.strerror:
             return f"{text} ({inner.strerror})" if inner.strerror not in text else text
-        inner = inner.__cause__ or inner.__context__ or getattr(inner, "kwargs", {}).get("error")
     return text
+
+
+def causes(error: BaseException) -> Iterator[BaseException]:
+    """Yield the error and what led to it, from the outside in; botocore keeps some of it in ``kwargs``."""
+    inner: object = error
+    while isinstance(inner, BaseException):
+        yield inner
+        inner = getattr(inner, "kwargs", {}).get("error") or inner.__cause__ or inner.__context__

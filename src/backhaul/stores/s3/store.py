@@ -40,7 +40,7 @@ from backhaul.model.profile import Profile
 from backhaul.pipeline.supervisor import StoppedError
 from backhaul.stores.base import BrokenReadError, Kind, PartRules
 from backhaul.stores.body import Body, BodyCancelledError, PartBody, content_of
-from backhaul.stores.s3.errors import translated
+from backhaul.stores.s3.errors import causes, translated
 from backhaul.transforms.digest import decode_crc64nvme, encode_crc64nvme
 
 if TYPE_CHECKING:
@@ -579,11 +579,9 @@ class S3Store:
             raise self._translated(error, what) from error
 
     def _translated(self, error: Exception, what: str) -> Exception:
-        cause: BaseException | None = error
-        while cause is not None:
+        for cause in causes(error):
             if isinstance(cause, BodyCancelledError | StoppedError):
                 return cause  # raised by the body, through botocore; not a fault of the store
-            cause = getattr(cause, "kwargs", {}).get("error") or cause.__cause__ or cause.__context__
         found = translated(error, what, bucket=self._bucket, endpoint=self._endpoint)
         if isinstance(found, StoreUnavailableError) and isinstance(error, ClientError):
             # Whoever answered so may be one sick host of many: the next try takes a new connection.
