@@ -93,6 +93,8 @@ def test_settings_in_a_url() -> None:
         "tags=x",
         "retain-until=soon",
         "lock-mode=maybe",
+        "lock-mode=compliance",
+        "tags=a:b,a:c",
         "password=x",
         "endpoint=http://user:secret@host",
         "region=",
@@ -146,7 +148,7 @@ def test_named_stores() -> None:
     assert place.text == "offsite:db7/orders"
     assert parse_series("bucket:x", stores).path == "x"
     assert parse_series("usb:orders", stores).path == "/mnt/usb/orders"
-    for wrong in ("offsite:", "offsite:../x", "nobody:x"):
+    for wrong in ("offsite:", "offsite:../x", "nobody:x", "offsite:x?region=y"):
         with pytest.raises((UsageError, ConfigurationError)):
             parse_series(wrong, stores)
 
@@ -158,12 +160,13 @@ def test_every_mistake_of_a_config_is_told_at_once() -> None:
     )
     with pytest.raises(ConfigurationError) as caught:
         read_stores(text, "config.toml")
-    for words in ("[stores.a]", "did you mean storage-class?", "[stores.b]", "[stores.c]", "[stores.d]"):
+    for words in ("[stores.a]", "did you mean storage-class", "[stores.b]", "[stores.c]", "[stores.d]"):
         assert words in caught.value.why
     with pytest.raises(ConfigurationError):
         read_stores("not toml", "config.toml")
-    with pytest.raises(ConfigurationError):
-        read_stores("stores = 1", "config.toml")
+    for wrong in ("stores = 1", "[store.a]\nurl = 's3://b/p'", "[stores.'a b']\nurl = 's3://b/p'"):
+        with pytest.raises(ConfigurationError):
+            read_stores(wrong, "config.toml")
 
 
 def test_the_config_is_found_and_read_only_when_needed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

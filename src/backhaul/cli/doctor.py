@@ -64,8 +64,9 @@ def doctor(store: str, as_json: bool) -> None:
             ),
             markup=False,
         )
+        sent = f"{format_size(result.bytes_sent)} sent in" if result.bytes_sent else "took"
         removed = "all removed again" if not result.left else "not all of it could be removed again:"
-        out.print(f"{format_size(result.bytes_sent)} sent in {format_duration(result.seconds)}, {removed}")
+        out.print(f"{sent} {format_duration(result.seconds)}, {removed}")
         for line in result.left:
             out.print(f"  {line}", markup=False)
     problems = [diagnosis for diagnosis in result.diagnoses if diagnosis.state == "problem"]

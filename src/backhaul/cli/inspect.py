@@ -100,6 +100,8 @@ def show(series: str, as_json: bool) -> None:
     )
     for producer in manifest.producers:
         how = shlex.join(producer.command) if producer.command else "stdin (how its writer ended is not known)"
+        if producer.kind == "file":
+            how = f"the file {producer.path}"
         row("producer", how)
         ended = f"exit {producer.exit_status}, " if producer.exit_status is not None else ""
         row(
@@ -108,7 +110,10 @@ def show(series: str, as_json: bool) -> None:
         )
     for stream in manifest.streams:
         ratio = stream.raw.size / stream.stored.size if stream.stored.size else 1.0
-        row("stream", f"{stream.name}, in {stream.object}")
+        objects = stream.objects
+        several = len(objects) > 1
+        where = f"{len(objects)} objects, {objects[0].object} to {objects[-1].object}" if several else objects[0].object
+        row("stream", f"{stream.name}, in {where}")
         row("", f"raw    {format_size(stream.raw.size)} ({stream.raw.size} bytes), BLAKE3 {stream.raw.blake3}")
         row(
             "",
@@ -117,7 +122,8 @@ def show(series: str, as_json: bool) -> None:
         if stream.codec.name == "zstd":
             row(
                 "",
-                f"{stream.frames} frames, ratio {ratio:.2f}; decode without Backhaul: zstd -d {stream.object}",
+                f"{stream.frames} frames, ratio {ratio:.2f}; decode without Backhaul: "
+                + (f"cat {stream.object}* | zstd -d" if several else f"zstd -d {objects[0].object}"),
             )
         else:
             row("", "stored as it is")
@@ -194,7 +200,7 @@ Examples:
     default="24h",
     show_default=True,
     metavar="DURATION",
-    help="How long a run must have shown no activity to count as dead.",
+    help="How long a run must have shown no activity to count as dead. (0s takes those that are alive, too.)",
 )
 @click.option("--dry-run", is_flag=True, help="Only say what would go.")
 @option_json(_JSON_HELP)

@@ -6,6 +6,7 @@ import gc
 import os
 import signal
 import sys
+from pathlib import Path
 from types import FrameType
 from typing import Any, NoReturn
 
@@ -14,7 +15,7 @@ import click
 from backhaul.cli import doctor, inspect, pull, push
 from backhaul.cli.command import ExampleGroup
 from backhaul.cli.output import ReportedError, error_document, print_error, print_json
-from backhaul.errors import BackhaulError, FailedError, InterruptedByUserError, UsageError
+from backhaul.errors import BackhaulError, ConfigurationError, FailedError, InterruptedByUserError, UsageError
 from backhaul.formats.redaction import redact_text
 from backhaul.operations.places import CONFIG_VARIABLE
 from backhaul.version import VERSION
@@ -33,7 +34,7 @@ S3 store, and s3://bucket/path?endpoint=URL does so for one SERIES.
 
 \b
 Exit status: 0 complete, 1 failed, 2 usage, 3 finished but incomplete,
-10 configuration or prerequisite, 130 interrupted."""
+10 configuration or prerequisite, 11 lock busy, 130 interrupted."""
 
 
 @click.group(
@@ -50,6 +51,10 @@ Exit status: 0 complete, 1 failed, 2 usage, 3 finished but incomplete,
 def cli(config: str | None) -> None:
     """Database backups off-site in one pass, back in parallel, and never half a backup that looks whole."""
     if config is not None:
+        if not Path(config).is_file():
+            raise ConfigurationError(
+                f"There is no config {config}", "it does not exist, or is no file", "Correct the path behind --config."
+            )
         os.environ[CONFIG_VARIABLE] = config
 
 

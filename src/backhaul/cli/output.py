@@ -28,7 +28,7 @@ def console(file: TextIO | None = None) -> Console:
 
     target = file or sys.stderr
     # In a pipe nothing is wrapped or cut: whoever reads it may be a program.
-    return Console(file=target, highlight=False, soft_wrap=True, width=None if target.isatty() else 4096)
+    return Console(file=target, highlight=False, emoji=False, soft_wrap=True, width=None if target.isatty() else 4096)
 
 
 def print_json(kind: str, value: Any, *, file: TextIO | None = None) -> None:

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 
 from backhaul.cli.output import console
 from backhaul.formats.quantities import format_duration, format_size
-from backhaul.operations.progress import PullProgress, PushProgress
+from backhaul.operations.progress import DestinationProgress, PullProgress, PushProgress
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
@@ -60,7 +60,7 @@ class _PushView:
             sent = self._rates.setdefault(destination.series, Rate()).update(now, destination.sent)
             parts.append(
                 f"{destination.series}: {destination.state}, {format_size(destination.sent)} sent,"
-                f" {format_size(sent)}/s"
+                f" {format_size(sent)}/s{_besides(destination)}"
             )
         return "; ".join(parts)
 
@@ -91,7 +91,7 @@ class _PushView:
             table.add_row(
                 bar,
                 Text(_shortened(destination.series), style="bold"),
-                f"out {format_size(destination.sent)} at {format_size(rate)}/s",
+                f"out {format_size(destination.sent)} at {format_size(rate)}/s{_besides(destination)}",
                 Text(destination.state, style=style),
             )
         return Group(summary, table)
@@ -178,6 +178,12 @@ def _shown(view: _PushView | _PullView, *, quiet: bool) -> Iterator[ErrorLine]:
     finally:
         stop.set()
         thread.join()
+
+
+def _besides(destination: DestinationProgress) -> str:
+    """Say what was there before, and what waits on the disk."""
+    there = f", {format_size(destination.reused)} were there" if destination.reused else ""
+    return there + (f", {format_size(destination.spooled)} in the spool" if destination.spooled else "")
 
 
 def _plain_line(line: bytes) -> None:

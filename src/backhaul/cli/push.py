@@ -59,7 +59,8 @@ ended. Leave compression to Backhaul (pg_dump -Z0): it compresses on all cores."
 @click.option(
     "--limit",
     metavar="RATE",
-    help="Bytes a second over all connections: 40M, or by the hour 08:00-18:00=5M,40M.",
+    help="Bytes a second over all connections: 40M, or by this host's clock 08:00-18:00=5M,40M; "
+    "'off' is no limit, and so are hours that nothing is said of.",
 )
 @click.option("--allow-empty", is_flag=True, help="Accept a stream without a single byte.")
 @click.option(
@@ -81,9 +82,7 @@ ended. Leave compression to Backhaul (pg_dump -Z0): it compresses on all cores."
     metavar="DIR",
     help="Write there what a slow SERIES has not taken yet, so that the dump need not wait for it.",
 )
-@click.option(
-    "--spool-size", default="20G", show_default=True, metavar="SIZE", help="Most bytes in the spool at any time."
-)
+@click.option("--spool-size", metavar="SIZE", help="Most bytes in the spool at any time.  [default: 20G]")
 @click.option("--workers", type=click.IntRange(1, 256), metavar="N", help="Compressing threads.  [default: one a core]")
 @click.option("--quiet", "-q", is_flag=True, help="No progress and no summary; errors only.")
 @option_json("Print the result as one JSON object on stdout.")
@@ -101,7 +100,7 @@ def push(
     retry_for: str,
     stall_timeout: str | None,
     spool: str | None,
-    spool_size: str,
+    spool_size: str | None,
     workers: int | None,
     quiet: bool,
     as_json: bool,
@@ -112,7 +111,7 @@ def push(
     acknowledged, and the manifest was written; until then no listing shows it.
     """
     from backhaul.cli.progress import push_progress
-    from backhaul.operations.push import PushOptions
+    from backhaul.operations.push import DEFAULT_SPOOL_SIZE, PushOptions
     from backhaul.operations.push import push as operation
     from backhaul.sources.base import Source
     from backhaul.sources.command import CommandSource
@@ -124,6 +123,8 @@ def push(
         raise UsageError(
             "There is no command", "nothing follows the --", "Write e.g.: backhaul push SERIES -- pg_dump -Fc app"
         )
+    if spool_size is not None and spool is None:
+        raise UsageError("--spool-size has no spool", "no --spool DIR is given", "Name the directory with --spool DIR.")
     if from_ is not None and command is not None:
         raise UsageError(
             "The stream comes from two places", "both --from and a command are given", "Leave one of them out."
@@ -150,7 +151,7 @@ def push(
         patience=parse_duration(retry_for),
         stall_timeout=parse_duration(stall_timeout) if stall_timeout is not None else None,
         spool=spool,
-        spool_size=parse_size(spool_size),
+        spool_size=parse_size(spool_size) if spool_size is not None else DEFAULT_SPOOL_SIZE,
     )
     progress = PushProgress()
     try:
@@ -210,6 +211,8 @@ def _print_summary(result: PushResult) -> None:
         remarks = []
         if destination.objects > 1:
             remarks.append(f"{destination.objects} objects")
+        if destination.remark:
+            remarks.append(destination.remark)
         if destination.reused:
             remarks.append(f"{format_size(destination.reused)} were there from an interrupted push")
         if destination.retries:

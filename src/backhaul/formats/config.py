@@ -16,6 +16,7 @@
 
 from __future__ import annotations
 
+import re
 import tomllib
 from collections.abc import Mapping
 from difflib import get_close_matches
@@ -26,6 +27,7 @@ from backhaul.formats.location import parse_location
 from backhaul.formats.store_settings import SETTING_HELP, read_settings
 from backhaul.model.location import Location
 
+_TABLES = ("stores",)
 _SETTINGS = tuple(name for name, _ in SETTING_HELP)
 
 
@@ -46,19 +48,26 @@ def read_stores(text: str, where: str) -> dict[str, Location]:
     stores = document.get("stores", {})
     problems: list[str] = []
     found: dict[str, Location] = {}
+    for key in document:
+        if key not in _TABLES:
+            close = get_close_matches(key, _TABLES, 1)
+            problems.append(f"{key} is not known" + (f": did you mean {close[0]}?" if close else ""))
     if not isinstance(stores, Mapping):
         stores, problems = {}, ["stores must be tables: [stores.NAME]"]
     for name, table in stores.items():
         try:
             found[name] = _read_store(name, table)
         except UsageError as error:
-            problems.append(f"[stores.{name}] {error.what}: {error.why}. {error.todo}")
+            where = "" if error.what.startswith("[") else f"[stores.{name}] "
+            problems.append(f"{where}{error.what}: {error.why}; {error.todo.rstrip('.')}.")
     if problems:
         raise ConfigurationError(f"{where} is not right", "\n".join(problems), "Correct the config, and try again.")
     return found
 
 
 def _read_store(name: str, table: Any) -> Location:
+    if not re.fullmatch(r"[A-Za-z][A-Za-z0-9_-]*", name):
+        raise UsageError("its name can't be used", "names have letters, digits, - and _", "Choose another")
     if not isinstance(table, Mapping) or not isinstance(table.get("url"), str):
         raise UsageError("it has no url", "a store is a table with a url", 'Write url = "s3://bucket/path".')
     location = parse_location(table["url"], whole_bucket=True)
@@ -71,7 +80,7 @@ def _read_store(name: str, table: Any) -> Location:
             close = get_close_matches(key, _SETTINGS, 1)
             raise UsageError(
                 f"{raw_key} is not a setting of a store",
-                f"did you mean {close[0]}?" if close else "known are url, " + ", ".join(_SETTINGS),
+                f"did you mean {close[0]}" if close else "known are url, " + ", ".join(_SETTINGS),
                 "Correct or remove it",
             )
         given[key] = _as_text(key, value)
@@ -79,7 +88,7 @@ def _read_store(name: str, table: Any) -> Location:
         if given:
             raise UsageError(f"a directory has no {', '.join(given)}", "these are settings of S3", "Remove them")
         return location
-    settings = read_settings({**_settings_of(table["url"]), **given}, name)
+    settings = read_settings({**_settings_of(table["url"]), **given}, f"[stores.{name}]")
     fields = {field: getattr(settings, field) for field in settings.__struct_fields__}
     return Location(text=location.text, kind="s3", bucket=location.bucket, path=location.path, **fields)
 

@@ -74,6 +74,12 @@ def _in_named_store(text: str, name: str, path: str, stores: Stores, *, whole: b
             + (f"the config names {', '.join(sorted(stores))}" if stores else "no config names a store"),
             f"For a local path write ./{text}.",
         )
+    if "?" in path:
+        raise UsageError(
+            f"{text!r} has settings behind a named store",
+            "those of a named store stand in the config",
+            f"Write them into [stores.{name}], or use the whole URL.",
+        )
     segments = [segment for segment in path.split("/") if segment]
     if (not segments and not whole) or any(segment in (".", "..") for segment in segments):
         raise UsageError(

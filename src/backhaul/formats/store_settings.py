@@ -92,11 +92,13 @@ def _retain_until(text: str) -> float | str:
 
 
 def _tags(text: str) -> tuple[tuple[str, str], ...]:
-    pairs = []
+    pairs: list[tuple[str, str]] = []
     for item in text.split(","):
         name, colon, value = item.partition(":")
         if not name or not colon:
             raise UsageError(f"tags={text} can't be read", f"{item!r} is not NAME:VALUE", "Write tags=team:db,env:prod")
+        if name in dict(pairs):
+            raise UsageError(f"tags={text} can't be set", f"{name} is there twice", "Give each name one value.")
         pairs.append((name, value))
     return tuple(pairs)
 
@@ -134,12 +136,14 @@ def read_settings(given: Mapping[str, str], where: str) -> StoreSettings:
     write: dict[str, Any] = {}
     for key, text in given.items():
         known = _KEYS.get(key)
-        if known is None or not text:
+        if known is None:
             raise UsageError(
-                f"{where} has a setting that is not known: {key}" if known is None else f"{where}: {key} is empty",
+                f"{where} has a setting that is not known: {key}",
                 "known are " + ", ".join(_KEYS),
-                "Credentials come from the AWS environment or profile, never from a store path.",
+                "Correct it; credentials come from the AWS environment or profile, never from a store path.",
             )
+        if not text:
+            raise UsageError(f"{where}: {key} is empty", "that sets nothing", "Give it a value, or leave it out.")
         try:
             value = known[1](text)
         except UsageError as error:
@@ -150,6 +154,10 @@ def read_settings(given: Mapping[str, str], where: str) -> StoreSettings:
             write["retain_until" if name == "retain" and isinstance(value, str) else name] = value
         else:
             fields[target] = value
+    if "lock_mode" in write and "retain" not in write and "retain_until" not in write:
+        raise UsageError(
+            f"{where}: lock-mode locks nothing", "retain-until says for how long", "Add e.g. retain-until=30d."
+        )
     if write.get("kms_key") and write.get("encryption") != "aws:kms":
         raise UsageError(f"{where}: kms-key needs sse=aws:kms", "nothing else uses such a key", "Add sse=aws:kms.")
     return StoreSettings(**fields, write=WriteSettings(**write))

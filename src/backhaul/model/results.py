@@ -29,6 +29,7 @@ class DestinationResult(msgspec.Struct, frozen=True, kw_only=True):
     reused: int = 0
     retries: int = 0
     hedges: int = 0
+    remark: str | None = None
     manifest: str | None = None
     error_what: str | None = None
     error_why: str | None = None

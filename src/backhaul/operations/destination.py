@@ -87,6 +87,7 @@ class Destination:
         self.failure: BackhaulError | None = None
         self.committed: Manifest | None = None
         self.rules: PartRules | None = None
+        self.remark: str | None = None
         self._previous: Manifest | None = None
         self._suspended = False
         self._policy = policy
@@ -455,6 +456,7 @@ class Destination:
             reused=self.progress.reused,
             retries=self._policy.retries,
             hedges=self._writer.hedges if self._writer is not None else 0,
+            remark=self.remark,
             manifest=f"{self.store.url}/{names.object_key(manifest.id, names.MANIFEST)}" if manifest else None,
             error_what=error.what if error else None,
             error_why=error.why if error else None,

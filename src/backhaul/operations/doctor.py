@@ -20,6 +20,7 @@ _NEEDED = {
     "settings of writes": ("every push would fail", "Take the setting out, or allow it in the store."),
 }
 _ADVISED = {
+    "the directory": "a name that is mistyped, or a disk that is not mounted, looks the same",
     "reads one version of an object (If-Match)": "a backup that is replaced while it is read is found by its hash only",
     "checks Content-MD5": "damage on the way is found by the ETag, if at all",
     "a disk of its own": "make the mount point read-only for all but root, so that a push fails when it is not mounted",

@@ -58,13 +58,14 @@ class UploadJournal:
         series: what the destination is, in a form that is the same for every spelling of it.
         path: the source's real path.
         stream: the stream's name.
+        text: the destination as people write it, for messages.
 
     Raises:
         LockBusyError: another run uploads this source there.
         ConfigurationError: the state directory can't be written.
     """
 
-    def __init__(self, series: str, path: str, stream: str) -> None:
+    def __init__(self, series: str, path: str, stream: str, *, text: str = "") -> None:
         name = blake3("\0".join((series, path, stream)).encode(errors="surrogateescape")).hexdigest()[:32]
         self._path = state_directory() / "uploads" / f"{name}.journal"
         self._lock = threading.Lock()
@@ -74,7 +75,7 @@ class UploadJournal:
         self._flushed = 0.0
         self._descriptor = -1
         try:
-            self._descriptor = self._open(path, series)
+            self._descriptor = self._open(path, text or series)
             self.state = format_.decode(self._path.read_bytes())
             if self.state is not None:
                 # A line that is torn would hide those that are written behind it.

@@ -23,7 +23,6 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future
-from pathlib import Path
 
 import msgspec
 
@@ -66,7 +65,7 @@ from backhaul.operations.places import series_at
 from backhaul.operations.progress import PushProgress
 from backhaul.pipeline.buffers import BufferPool
 from backhaul.pipeline.ordered_map import OrderedMap
-from backhaul.pipeline.spool import Spool, SpoolSpace
+from backhaul.pipeline.spool import Spool, SpoolSpace, open_nameless
 from backhaul.pipeline.supervisor import Supervisor
 from backhaul.pipeline.tee import Tee
 from backhaul.pipeline.token_bucket import TokenBucket
@@ -221,7 +220,7 @@ class _Push:
         if self.identity is None:
             return None
         try:
-            return UploadJournal(_place(location), self.identity.path, self.options.name)
+            return UploadJournal(_place(location), self.identity.path, self.options.name, text=location.text)
         except ConfigurationError:
             if location.kind == "local":
                 return None  # a disk is written anew in any case
@@ -301,6 +300,7 @@ class _Push:
                 if same_upload(journal.state, self._header(destination, "", claim)):
                     begun.append(journal.state.header.backup)
                 else:
+                    destination.remark = "the file or the settings have changed since an interrupted push: begun anew"
                     destination.forsake()
             except BackhaulError as error:
                 self._fail_early(destination, error)
@@ -607,13 +607,14 @@ def _store_record(stored: StoredObject) -> StoreRecord:
 def _spool_space(options: PushOptions) -> SpoolSpace | None:
     if options.spool is None:
         return None
-    is_directory = Path(options.spool).is_dir()
-    if not is_directory or not os.access(options.spool, os.W_OK | os.X_OK):
+    try:
+        os.close(open_nameless(options.spool))
+    except OSError as error:
         raise ConfigurationError(
             f"The spool {options.spool} can't be used",
-            "it can't be written" if is_directory else "it is no directory",
-            "Name a directory on a disk with room.",
-        )
+            error.strerror or str(error),
+            "Name a directory that can be written, on a disk with room.",
+        ) from error
     return SpoolSpace(options.spool, options.spool_size)
 
 

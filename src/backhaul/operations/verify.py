@@ -149,7 +149,7 @@ def _deep(store: Store, manifest: Manifest, record: StreamRecord, workers: int, 
 def _read_through(
     store: Store, manifest: Manifest, record: StreamRecord, workers: int, progress: PullProgress
 ) -> Check:
-    key = names.object_key(manifest.id, record.object)
+    key = names.object_key(manifest.id, record.objects[0].object)
     raw, stored = StreamDigest(crc=False), StreamDigest()
     try:
         stream = StoredStream(store, manifest, record.name)

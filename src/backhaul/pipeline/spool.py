@@ -49,7 +49,7 @@ class SpoolSpace:
 
 class _File:
     def __init__(self, directory: str) -> None:
-        self.descriptor = _open_nameless(directory)
+        self.descriptor = open_nameless(directory)
         self.size = 0
         self.waiting = 0
         self.sealed = False
@@ -147,7 +147,12 @@ class Spool:
         self._space.give_back(file.size)
 
 
-def _open_nameless(directory: str) -> int:
+def open_nameless(directory: str) -> int:
+    """Return the descriptor of a new file without a name on a directory's disk.
+
+    Raises:
+        OSError: there can't be one.
+    """
     try:
         return os.open(directory, os.O_TMPFILE | os.O_RDWR | os.O_CLOEXEC, 0o600)
     except OSError as error:

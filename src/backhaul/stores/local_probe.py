@@ -26,6 +26,12 @@ def probe_directory(path: str) -> Iterator[Finding]:
     root = Path(path).absolute()
     name = f".backhaul-doctor-{secrets.token_hex(6)}"
     store = LocalStore(path)
+    there = root.is_dir()
+    yield Finding(
+        name="the directory",
+        found=there,
+        detail="it exists" if there else "it does not exist: a push would make it",
+    )
     try:
         store.put(f"{name}/a", _CONTENT, crc64nvme(_CONTENT))
         content = bytearray(len(_CONTENT))

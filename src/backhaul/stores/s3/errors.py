@@ -119,6 +119,10 @@ def _from_reply(error: boto.ClientError, what: str, bucket: str, endpoint: str) 
         return StoreRefusedError(what, why, "Set this host's clock (timedatectl): S3 refuses requests of another time.")
     if code in _PRECONDITION:
         return PreconditionError(what, why, "Another run wrote there first.")
+    if code == "NoSuchUpload":
+        return ObjectNotFoundError(
+            what, why, "The upload was aborted meanwhile, by clean or by a rule of the store: push again."
+        )
     if code in _NOT_FOUND:
         return ObjectNotFoundError(what, why, "It was deleted, or never written.")
     if code in _FULL:
@@ -145,7 +149,11 @@ def _from_reply(error: boto.ClientError, what: str, bucket: str, endpoint: str) 
             why,
             f"Allow this key to list, read, write and delete in bucket {bucket}, or use another key.",
         )
-    return StoreError(what, why, f"Check the settings for {endpoint}.")
+    return StoreError(
+        what,
+        why,
+        f"Check the settings for {endpoint}: tags, storage-class, sse, retain-until. See: backhaul doctor STORE",
+    )
 
 
 def _reason(error: Exception) -> str:

@@ -155,10 +155,17 @@ class S3Probe:
     def _settings(self) -> Finding:
         asked = {name: value for name, value in self._store.attributes("data").items() if "ObjectLock" not in name}
         if self._store.locks:  # what is locked could not be removed again: it is asked for, not tried
-            reply = self._client.get_object_lock_configuration(Bucket=self._bucket)
-            enabled = reply.get("ObjectLockConfiguration", {}).get("ObjectLockEnabled") == "Enabled"
+            try:
+                reply = self._client.get_object_lock_configuration(Bucket=self._bucket)
+                enabled = reply.get("ObjectLockConfiguration", {}).get("ObjectLockEnabled") == "Enabled"
+            except ClientError:
+                enabled = False
             if not enabled:
-                return Finding(name="settings of writes", found=False, detail="the bucket has no object lock")
+                return Finding(
+                    name="settings of writes",
+                    found=False,
+                    detail="retain-until asks for object lock, and the bucket has none",
+                )
         if not asked:
             detail = "the bucket has object lock" if self._store.locks else "none are asked for"
             return Finding(name="settings of writes", found=True, detail=detail)

@@ -129,6 +129,13 @@ class S3Store:
                 f"{profile.title} has no {' and no '.join(lacking)}",
                 "Take the setting out, or name the provider (provider=NAME) if it is another one.",
             )
+        until = dt.datetime.fromisoformat(write.retain_until) if write.retain_until is not None else None
+        if until is not None and until <= dt.datetime.now(dt.UTC):
+            raise StoreRefusedError(
+                f"{self.url} can't be written as its settings say",
+                f"retain-until={write.retain_until} is in the past",
+                "Name a later date, or a duration such as 30d.",
+            )
         self._profile = profile
         self._md5_etags = profile.md5_etags if profile.name != GENERIC else None
 
