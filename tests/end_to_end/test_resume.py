@@ -297,6 +297,16 @@ def test_what_can_not_be_read_twice(files: Files, tmp_path: Path) -> None:
     assert result.code == 2
 
 
+def test_no_journal_can_be_written(files: Files, tmp_path: Path) -> None:
+    """A disk needs none; a store says what it lacks before anything begins."""
+    (tmp_path / "file-in-the-way").touch()
+    environment = {"BACKHAUL_STATE": str(tmp_path / "file-in-the-way")}
+    files.cli.ok("push", str(tmp_path / "disk"), "--from", str(files.file), env=environment)
+    result = files.cli("push", files.series, "--from", str(files.file), env=environment)
+    assert result.code == 10
+    assert "BACKHAUL_STATE" in result.err
+
+
 def test_to_a_disk(files: Files, tmp_path: Path) -> None:
     disk = str(tmp_path / "disk")
     content = b"".join(dump_text(30_000_000))

@@ -163,8 +163,7 @@ class Destination:
         Raises:
             StoreError: the store can't be used.
         """
-        assert self.journal is not None
-        state = self.journal.state
+        state = self.journal.state if self.journal is not None else None
         if state is not None and state.header.backup != backup:
             self.forsake()
             state = None
@@ -175,7 +174,7 @@ class Destination:
             self._previous = series.read_manifest(self.store, backup)
             self._claim = self._held(backup) if state is not None else None
             return True
-        if state is not None and self._held(backup) is not None:
+        if self.journal is not None and state is not None and self._held(backup) is not None:
             # Under a claim of its own: to clean this run is young, and whoever else goes on from a copy of the
             # journal finds that the backup is not his any more.
             self.journal.take_over(header.claim)
@@ -186,17 +185,19 @@ class Destination:
                 # A stream in a single request, whose manifest was not written: there is no going on with it.
                 self.store.delete(_whole_key(header))
             return True
-        self.journal.start(msgspec.structs.replace(header, backup=backup))
+        if self.journal is not None:
+            self.journal.start(msgspec.structs.replace(header, backup=backup))
         return self.take_claim(backup, header.claim)
 
     def start_over(self) -> None:
         """Forget an interrupted run whose backup stands: this run makes a new one."""
-        assert self.journal is not None
         if self._claim is not None:
             with contextlib.suppress(StoreError):
                 series.release_claim(self.store, self._backup)
-        self._claim = self._previous = self.journal.state = None
-        self.journal.inherited = False
+        self._claim = self._previous = None
+        if self.journal is not None:
+            self.journal.state = None
+            self.journal.inherited = False
 
     @property
     def needs_stream(self) -> bool:
