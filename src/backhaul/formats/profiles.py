@@ -109,7 +109,7 @@ PROFILES: dict[str, Profile] = {
             name="rclone",
             title="rclone serve s3",
             limits=Limits(max_object=5 * _TIB),
-            md5_etags=True,
+            md5_etags=False,  # of parts they are; of a completed upload it is the MD5 of all, or another
             upload_days=1,
             tags=False,
             object_lock=False,

@@ -291,8 +291,9 @@ class S3Probe:
         upload = self._begin("aborted", checksums=False)
         self._part(upload, 1, b"x")
         self._client.abort_multipart_upload(**upload)  # type: ignore[arg-type]
-        left = self._client.list_multipart_uploads(Bucket=self._bucket, Prefix=self._prefix).get("Uploads", [])
-        detail = "nothing is left of them" if not left else f"{len(left)} are still listed"
+        listing = self._client.list_multipart_uploads(Bucket=self._bucket, Prefix=self._prefix)
+        left = [entry for entry in listing.get("Uploads", []) if entry["UploadId"] == upload["UploadId"]]
+        detail = "nothing is left of them" if not left else "one is still listed after its end"
         return Finding(name="aborts uploads", found=not left, detail=detail)
 
     # -- tools of the probes -----------------------------------------------------------------------------
