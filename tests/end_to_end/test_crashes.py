@@ -44,7 +44,7 @@ SMALL = PartLayout(
     numbered=True,
 )
 RULES = PartRules(buffered=True, parallel=3, layout=SMALL)
-NOISE = b"".join(random_bytes(4_300_000))
+NOISE = b"".join(random_bytes(5_400_000))
 PATIENT = PushOptions(patience=5.0)
 
 
