@@ -164,7 +164,7 @@ def test_sigkill_at_random_moments(cli: Cli, s3: Any, bucket: str, tmp_path: Pat
     killed = 0
     (tmp_path / "dump").write_bytes(content)
     for _ in range(5):
-        process = cli.start("push", *series, "-q", "--", "cat", str(tmp_path / "dump"))
+        process = cli.start("push", *series, "-q", "--limit", "15M", "--", "cat", str(tmp_path / "dump"))
         time.sleep(generator.uniform(0.3, 2.5))
         process.send_signal(signal.SIGKILL)
         process.communicate(timeout=30)

@@ -144,6 +144,21 @@ def test_after_a_503_the_next_try_takes_a_new_connection(cli: Cli, seaweed: Seaw
     assert connections(FaultPlan(throttle=puts), 3) == undisturbed + 3 * looks
 
 
+def test_a_completion_that_can_not_be_confirmed_at_once(cli: Cli, proxy: FaultProxy, bucket: str) -> None:
+    """It worked; whether it did is asked, and the answers are lost: asked again, not taken for another run's."""
+    content = b"".join(random_bytes(20_000_000))
+
+    def of_the_object(request: Any) -> bool:
+        return request.operation == "HeadObject" and str(request.key).endswith("data.zst")
+
+    proxy.use(FaultPlan(throttle=Fault(only=of_the_object, limit=2)))
+    url = f"s3://{bucket}/app?endpoint={proxy.endpoint}"
+    result = cli.ok("push", url, "--json", input=content).json
+    assert proxy.injected["throttle"] == 2
+    assert result["destinations"][0]["retries"] == 2
+    assert cli.ok("pull", "-q", f"s3://{bucket}/app").out == content
+
+
 @pytest.mark.parametrize("direction", ["request", "reply"])
 def test_a_line_that_always_damages_is_an_error(cli: Cli, proxy: FaultProxy, bucket: str, direction: str) -> None:
     """No patience makes good bytes of bad ones: nothing is committed, nothing is delivered."""

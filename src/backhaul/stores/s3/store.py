@@ -329,8 +329,9 @@ class S3Store:
         except (StoreUnavailableError, ObjectNotFoundError, PreconditionError) as error:
             try:
                 found, raw = self._look(upload.key)
-            except StoreUnavailableError:
-                raise error from None
+            except StoreUnavailableError as away:
+                # Whether it worked is not known: only a passing failure may be said, so that it is asked again.
+                raise (error if error.transient else away) from None
             if found is None or not self._is_made_of(found, raw, parts, crc64nvme):
                 if isinstance(error, StoreUnavailableError):
                     self._unanswered.add(upload.token)
