@@ -9,6 +9,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import pytest
 
 from backhaul.errors import BackhaulError, FailedError, PreconditionError, StoreUnavailableError
@@ -17,6 +18,7 @@ from backhaul.formats.location import parse_location
 from backhaul.model.objects import StoredObject, Upload, UploadedPart
 from backhaul.operations import push as push_module
 from backhaul.operations import series
+from backhaul.operations import verify as verify_module
 from backhaul.operations.destination import Destination
 from backhaul.operations.push import PushOptions, push
 from backhaul.pipeline.supervisor import Supervisor
@@ -182,6 +184,29 @@ def test_a_store_that_fails_for_good_leaves_nothing_listed(monkeypatch: pytest.M
     assert series.committed_backups(inner) == {}
     if broken != "manifest.json":  # after the manifest was sent nothing is deleted: it might stand
         assert inner.objects == {}
+
+
+def test_what_a_store_gives_nothing_to_compare_is_unverifiable(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Neither checksum nor ETag: not ok, not a problem, and said; reading it all tells."""
+
+    class Mute(MemoryStore):
+        def stat(self, key: str) -> StoredObject | None:
+            found = super().stat(key)
+            return msgspec.structs.replace(found, etag=None, checksum=None) if found is not None else None
+
+        def put(
+            self, key: str, body: Body, crc64nvme: int, *, if_absent: bool = True, kind: Kind = "record"
+        ) -> StoredObject:
+            stored = super().put(key, body, crc64nvme, if_absent=if_absent, kind=kind)
+            return msgspec.structs.replace(stored, etag=None, checksum=None)
+
+    store = Mute()
+    monkeypatch.setattr(push_module, "open_store", lambda location, **_: store)
+    monkeypatch.setattr(verify_module, "open_store", lambda location, **_: store)
+    push(["memory"], CommandSource(["echo", "data"]))
+    states = {check.check: check.state for check in verify_module.verify("memory").checks}
+    assert states == {"manifest": "ok", "exists": "ok", "size": "ok", "checksum": "unverifiable"}
+    assert verify_module.verify("memory", deep=True).checks[-1].state == "ok"
 
 
 def test_a_put_of_other_content_is_a_conflict() -> None:

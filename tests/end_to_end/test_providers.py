@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 
 from backhaul.testing.data import dump_text, random_bytes
+from backhaul.testing.faults import Fault, FaultPlan, FaultProxy
 from backhaul.testing.providers import ProviderProxy, ProviderRules
 from backhaul.testing.s3_proxy import S3Proxy, S3Request
 from backhaul.testing.servers import MotoS3, RcloneS3, SeaweedFS, SmallS3, s3_client, s3_environment, tool
@@ -71,8 +72,10 @@ def test_a_push_that_fails_takes_all_segments_back(cli: Cli, s3: Any, bucket: st
 
 
 @pytest.mark.parametrize("provider", ["b2", "gcs"])
-def test_a_provider_without_anything_to_compare(cli: Cli, seaweed: SeaweedFS, bucket: str, provider: str) -> None:
-    """ETags that are no MD5s, no checksums: what can't be verified without reading is said to be so."""
+def test_a_provider_whose_etags_say_nothing_of_the_bytes(
+    cli: Cli, seaweed: SeaweedFS, bucket: str, provider: str
+) -> None:
+    """No checksums, ETags that are no MD5s: verify tells the object that was committed, and --deep its bytes."""
     rules = ProviderRules(checksums=False, conditional_writes="ignored", part_copies=False, opaque_etags=True)
     content = b"".join(random_bytes(20_000_000))
     with ProviderProxy(seaweed.endpoint, rules) as proxy:
@@ -84,6 +87,28 @@ def test_a_provider_without_anything_to_compare(cli: Cli, seaweed: SeaweedFS, bu
         assert cli.ok("verify", "--deep", url).code == 0
         assert cli.ok("pull", "-q", url).out == content
         assert proxy.refusals == []
+
+
+def test_damage_on_the_way_to_a_server_that_checks_nothing(cli: Cli, tmp_path: Path) -> None:
+    """moto takes a wrong MD5 without a word: the ETag that comes back tells, and the part is sent again."""
+    server = MotoS3(tmp_path / "server")
+    server.start()
+    try:
+        client = s3_client(server.endpoint)
+        client.create_bucket(Bucket="weak")
+        client.close()
+        plan = FaultPlan(corrupt_request=Fault(only=lambda r: r.operation == "UploadPart", limit=2))
+        content = b"".join(random_bytes(30_000_000))
+        with FaultProxy(server.endpoint, plan) as proxy:
+            environment = s3_environment(proxy.endpoint)
+            (destination,) = cli.ok("push", "s3://weak/app", "--json", input=content, env=environment).json[
+                "destinations"
+            ]
+            assert proxy.injected["corrupt_request"] == 2
+            assert destination["retries"] >= 2
+        assert cli.ok("pull", "-q", "s3://weak/app", env=s3_environment(server.endpoint)).out == content
+    finally:
+        server.kill()
 
 
 def test_weak_servers_hold_whole_backups(cli: Cli, small: SmallS3) -> None:

@@ -14,6 +14,7 @@ import pytest
 from backhaul.testing.data import dump_text, random_bytes
 from backhaul.testing.faults import Fault, FaultPlan, FaultProxy
 from backhaul.testing.servers import SeaweedFS
+from backhaul.transforms.digest import crc64nvme, encode_crc64nvme
 from tests.conftest import Cli, keys, open_uploads
 
 SIZE = 100_000_000
@@ -122,8 +123,18 @@ def test_a_changed_source_starts_anew(files: Files, s3: Any, change: str) -> Non
     assert len(keys(s3, files.bucket)) == 2
 
 
-def test_a_part_that_is_not_what_the_journal_says_is_sent_again(files: Files, s3: Any) -> None:
-    """Somebody replaced a part in the store: its ETag tells."""
+def test_a_part_that_was_replaced_never_gets_into_the_backup(files: Files, s3: Any) -> None:
+    """Somebody wrote other bytes over a part: what is committed is the file all the same."""
+    files.interrupt()
+    (upload,) = open_uploads(s3, files.bucket)
+    where = {"Bucket": files.bucket, "Key": upload["Key"], "UploadId": upload["UploadId"]}
+    other = os.urandom(PART)
+    s3.upload_part(**where, PartNumber=2, Body=other, ChecksumCRC64NVME=encode_crc64nvme(crc64nvme(other)))
+    files.push()
+    assert files.pulled() == files.content
+
+
+def test_an_upload_that_the_store_has_dropped_is_sent_anew(files: Files, s3: Any) -> None:
     files.interrupt()
     (upload,) = open_uploads(s3, files.bucket)
     where = {"Bucket": files.bucket, "Key": upload["Key"], "UploadId": upload["UploadId"]}
@@ -184,7 +195,7 @@ def test_another_spelling_of_the_same_place(files: Files) -> None:
     assert files.push()["destinations"][0]["reused"] >= 3 * PART
 
 
-def test_a_run_that_took_over_shuts_out_the_one_before(files: Files, s3: Any) -> None:
+def test_the_journal_of_another_host_is_not_ours(files: Files, s3: Any) -> None:
     """Of a copied host: its journal is not this host's, and what it names is left alone."""
     files.interrupt()
     (journal,) = (files.state / "uploads").iterdir()

@@ -88,8 +88,7 @@ def _read_store(name: str, table: Any) -> Location:
         if given:
             raise UsageError(f"a directory has no {', '.join(given)}", "these are settings of S3", "Remove them")
         return location
-    settings = read_settings({**_settings_of(table["url"]), **given}, f"[stores.{name}]")
-    fields = {field: getattr(settings, field) for field in settings.__struct_fields__}
+    fields = read_settings({**_settings_of(table["url"]), **given}, f"[stores.{name}]")
     return Location(text=location.text, kind="s3", bucket=location.bucket, path=location.path, **fields)
 
 

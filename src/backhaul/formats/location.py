@@ -161,6 +161,5 @@ def _parse_s3(text: str, rest: str, *, whole_bucket: bool) -> Location:
     if any(segment in (".", "..") for segment in segments):
         raise UsageError(f"{text!r} is not a store path", "'.' and '..' mean nothing in S3", _EXAMPLES)
     given = dict(parse_qsl(query, keep_blank_values=True)) if mark else {}
-    settings = read_settings(given, f"s3://{bucket}/{prefix}")
-    fields = {name: getattr(settings, name) for name in settings.__struct_fields__}
+    fields = read_settings(given, f"s3://{bucket}/{prefix}")
     return Location(text=text, kind="s3", bucket=bucket, path="/".join(segments), **fields)

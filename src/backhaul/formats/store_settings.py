@@ -9,8 +9,6 @@ import datetime as dt
 from collections.abc import Callable, Mapping
 from typing import Any
 
-import msgspec
-
 from backhaul.errors import UsageError
 from backhaul.formats.profiles import check_provider
 from backhaul.formats.quantities import parse_duration, parse_size
@@ -18,19 +16,6 @@ from backhaul.model.location import WriteSettings
 
 _LEAST_PART = 5 << 20
 _FEWEST_PARTS = 2
-
-
-class StoreSettings(msgspec.Struct, frozen=True, kw_only=True):
-    """The settings that were given; None for the others. See ``model.location.Location``."""
-
-    endpoint: str | None = None
-    region: str | None = None
-    profile: str | None = None
-    provider: str | None = None
-    max_parts: int | None = None
-    max_part: int | None = None
-    timeout: float | None = None
-    write: WriteSettings = WriteSettings()
 
 
 def _endpoint(text: str) -> str:
@@ -122,8 +107,8 @@ _KEYS: dict[str, tuple[str, Callable[[str], Any], str]] = {
 SETTING_HELP: tuple[tuple[str, str], ...] = tuple((key, words) for key, (words, _, _) in _KEYS.items())
 
 
-def read_settings(given: Mapping[str, str], where: str) -> StoreSettings:
-    """Read settings.
+def read_settings(given: Mapping[str, str], where: str) -> dict[str, Any]:
+    """Read settings as the fields of a ``Location`` that they set.
 
     Args:
         given: keys and values as text.
@@ -160,4 +145,4 @@ def read_settings(given: Mapping[str, str], where: str) -> StoreSettings:
         )
     if write.get("kms_key") and write.get("encryption") != "aws:kms":
         raise UsageError(f"{where}: kms-key needs sse=aws:kms", "nothing else uses such a key", "Add sse=aws:kms.")
-    return StoreSettings(**fields, write=WriteSettings(**write))
+    return {**fields, "write": WriteSettings(**write)}

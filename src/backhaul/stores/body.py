@@ -25,7 +25,7 @@ class PartBody:
     """A view of memory that tries to send.
 
     Args:
-        view: the bytes. They must not change until ``readers`` is 0 again.
+        view: the bytes. They must not change while a try reads them (``PartJob.release``).
         on_progress: told the count of bytes that were handed out, also of those that were before: they move.
     """
 

@@ -92,8 +92,8 @@ def s3_client(endpoint: str, **config: Any) -> S3Client:
     )
 
 
-class SeaweedFS:
-    """A SeaweedFS with its S3 gateway, from the wheel: one process with master, volume and filer inside."""
+class S3Server:
+    """What every S3 server of the tests has: a directory, a port of the loopback, and a process of its own."""
 
     def __init__(self, directory: Path) -> None:
         self.directory = directory
@@ -106,12 +106,6 @@ class SeaweedFS:
         return f"http://127.0.0.1:{self.port}"
 
     @property
-    def pid(self) -> int:
-        """The server's process id."""
-        assert self._process is not None
-        return self._process.pid
-
-    @property
     def environment(self) -> dict[str, str]:
         """What a program's environment needs to talk to this server."""
         return s3_environment(self.endpoint)
@@ -119,6 +113,16 @@ class SeaweedFS:
     def client(self, **config: Any) -> S3Client:
         """Return a plain boto3 client, to look at the store from outside; ``config`` is botocore's."""
         return s3_client(self.endpoint, **config)
+
+
+class SeaweedFS(S3Server):
+    """A SeaweedFS with its S3 gateway, from the wheel: one process with master, volume and filer inside."""
+
+    @property
+    def pid(self) -> int:
+        """The server's process id."""
+        assert self._process is not None
+        return self._process.pid
 
     def start(self) -> None:
         """Start it, on new ports, over the directory's data; wait until it answers.
@@ -248,29 +252,10 @@ def seaweedfs(directory: Path) -> Iterator[SeaweedFS]:
         server.kill()
 
 
-class SmallS3:
+class SmallS3(S3Server):
     """An S3 server that is one small process: how it is started is the subclass's."""
 
     name = ""
-
-    def __init__(self, directory: Path) -> None:
-        self.directory = directory
-        self.port = 0
-        self._process: subprocess.Popen[bytes] | None = None
-
-    @property
-    def endpoint(self) -> str:
-        """The S3 endpoint's URL."""
-        return f"http://127.0.0.1:{self.port}"
-
-    @property
-    def environment(self) -> dict[str, str]:
-        """What a program's environment needs to talk to this server."""
-        return s3_environment(self.endpoint)
-
-    def client(self, **config: Any) -> S3Client:
-        """Return a plain boto3 client, to look at the store from outside; ``config`` is botocore's."""
-        return s3_client(self.endpoint, **config)
 
     def command(self) -> list[str]:
         """Return the command line that serves ``directory`` on ``port``."""

@@ -59,7 +59,7 @@ _MD5 = re.compile(r'"?([0-9a-f]{32})"?')
 
 
 class S3Store:
-    """Objects under ``s3://bucket/prefix/``. Thread-safe; two clients, each with a pool of connections."""
+    """Objects under ``s3://bucket/prefix/``. Thread-safe; a client for each of three timeouts."""
 
     def __init__(self, location: Location, *, profile: Profile | None = None) -> None:
         prefix = f"{location.path}/" if location.path else ""
@@ -179,7 +179,7 @@ class S3Store:
 
     @property
     def _bulk(self) -> S3Client:
-        """The client for what may take long: parts, and completions. Made on first use."""
+        """The client for parts and reads, which may take long. Made on first use."""
         with self._lock:
             if self._bulk_client is None:
                 self._bulk_client = self._new_client(self._location.timeout or BULK_TIMEOUT)
