@@ -38,6 +38,7 @@ venv)
     ;;
 packages)
     missing=""
+    command -v age > /dev/null || missing="$missing age"
     command -v zstd > /dev/null || missing="$missing zstd"
     command -v script > /dev/null || missing="$missing bsdutils"
     command -v mount > /dev/null || missing="$missing mount"
