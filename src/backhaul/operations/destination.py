@@ -36,9 +36,10 @@ from backhaul.formats.journal import Header
 from backhaul.formats.quantities import format_duration, format_size
 from backhaul.model.claim import Claim
 from backhaul.model.location import Location
-from backhaul.model.manifest import Manifest, ProducerRecord, RawBytes, SeekTablePosition, StoredBytes
+from backhaul.model.manifest import Manifest
 from backhaul.model.results import DestinationResult
 from backhaul.operations import memory, series
+from backhaul.operations.encoding import Transcript
 from backhaul.operations.journal import UploadJournal
 from backhaul.operations.progress import DestinationProgress
 from backhaul.pipeline.spool import Spool
@@ -50,17 +51,6 @@ from backhaul.stores.retry import RetryPolicy
 
 # While cleaning up after a failure a dead store must not hold the process for long.
 CLEANUP_PATIENCE = 2.0
-
-
-class Transcript(msgspec.Struct, frozen=True):
-    """What the whole stream turned out to be: the same for every destination."""
-
-    raw: RawBytes
-    stored: StoredBytes
-    crc: int
-    frames: int
-    seek_table: SeekTablePosition | None
-    producer: ProducerRecord
 
 
 MakeManifest = Callable[[Transcript, tuple[Segment, ...]], Manifest]

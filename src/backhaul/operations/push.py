@@ -21,8 +21,7 @@ import os
 import socket
 import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import Future
+from collections.abc import Callable, Sequence
 
 import msgspec
 
@@ -32,14 +31,13 @@ from backhaul.errors import (
     ConfigurationError,
     FailedError,
     PreconditionError,
-    SourceError,
     StoreStalledError,
     StoreUnavailableError,
     UsageError,
 )
 from backhaul.formats import journal as journal_format
 from backhaul.formats import manifest as manifest_format
-from backhaul.formats import names, seekable
+from backhaul.formats import names
 from backhaul.formats.journal import Header
 from backhaul.formats.timetable import Timetable
 from backhaul.model.claim import Claim
@@ -47,11 +45,7 @@ from backhaul.model.location import Location
 from backhaul.model.manifest import (
     Codec,
     Manifest,
-    ProducerRecord,
-    RawBytes,
-    SeekTablePosition,
     SegmentRecord,
-    StoredBytes,
     StoreRecord,
     StreamRecord,
     Tool,
@@ -59,12 +53,11 @@ from backhaul.model.manifest import (
 from backhaul.model.objects import StoredObject
 from backhaul.model.results import PushResult
 from backhaul.operations import memory, series
-from backhaul.operations.destination import CLEANUP_PATIENCE, Destination, Transcript
+from backhaul.operations.destination import CLEANUP_PATIENCE, Destination
+from backhaul.operations.encoding import StreamEncoder, Transcript
 from backhaul.operations.journal import UploadJournal, machine, same_upload
 from backhaul.operations.places import series_at
 from backhaul.operations.progress import PushProgress
-from backhaul.pipeline.buffers import BufferPool
-from backhaul.pipeline.ordered_map import OrderedMap
 from backhaul.pipeline.spool import Spool, SpoolSpace, open_nameless
 from backhaul.pipeline.supervisor import Supervisor
 from backhaul.pipeline.tee import Tee
@@ -77,9 +70,8 @@ from backhaul.stores.open import DEFAULT_PATIENCE, open_store
 from backhaul.stores.retry import RetryPolicy
 from backhaul.stores.throttle import RateLimit
 from backhaul.transforms import compress
-from backhaul.transforms.digest import StreamDigest, encode_crc64nvme
+from backhaul.transforms.digest import encode_crc64nvme
 
-MARKER_WINDOW = 4 << 10
 # At the start nothing is lost yet by failing: say soon that nobody is there.
 START_PATIENCE = 3.0
 EARLY_PATIENCE = 60.0
@@ -121,16 +113,6 @@ class PushOptions(msgspec.Struct, frozen=True, kw_only=True):
     stall_timeout: float | None = None
     spool: str | None = None
     spool_size: int = DEFAULT_SPOOL_SIZE
-
-
-class _Block(msgspec.Struct, frozen=True):
-    buffer: memoryview
-    size: int
-
-
-class _Frame(msgspec.Struct, frozen=True):
-    stored: bytes
-    raw_size: int
 
 
 def push(
@@ -195,11 +177,15 @@ class _Push:
         self.group = Supervisor("push")
         self.codec = compress.codec_name(setting)
         self.stream_file = names.stream_file(options.name, self.codec)
-        self.markers = [os.fsencode(text) for text in options.expect]
-        self.transcript: Future[Transcript] = Future()
-        self.raw_digest = StreamDigest(crc=False)
-        self.tail = b""
-        self.producer: ProducerRecord | None = None
+        self.encoder = StreamEncoder(
+            self.group,
+            source,
+            setting,
+            workers=self.workers,
+            expect=options.expect,
+            allow_empty=options.allow_empty,
+            progress=progress,
+        )
         self.spool = _spool_space(options)
         limit = self._rate_limit(options.limit) if options.limit is not None else None
         source.check()
@@ -374,7 +360,6 @@ class _Push:
     def _wire(self) -> None:
         """Start every thread of the run; they end with the group."""
         group = self.group
-        pool = BufferPool(group, memory.push_window(self.workers) + 1, compress.FRAME_SIZE)
         receivers = [destination for destination in self.living if destination.needs_stream]
         tee = Tee(
             [
@@ -389,109 +374,14 @@ class _Push:
             ]
         )
 
-        def make_worker() -> Callable[[_Block], _Frame]:
-            compressor = compress.FrameCompressor(self.setting)
-
-            def work(block: _Block) -> _Frame:
-                stored = compressor.compress(block.buffer[: block.size])
-                pool.give(block.buffer)
-                return _Frame(stored, block.size)
-
-            return work
-
-        frames = OrderedMap(
-            group,
-            self._blocks(pool),
-            make_worker,
-            workers=self.workers,
-            window=memory.push_window(self.workers),
-            name="compress",
-        )
-        group.start(lambda: self._assemble(frames, tee), "assemble")
+        self.encoder.start(tee)
         for number, destination in enumerate(receivers):
             group.start(functools.partial(self._deliver, destination), f"deliver-{number}")
-
-    def _blocks(self, pool: BufferPool) -> Iterator[_Block]:
-        """Read the stream in blocks; its end is only its end when the producer says so too."""
-        while True:
-            buffer = pool.take()
-            size = 0
-            while size < len(buffer) and (count := self.source.read_into(buffer[size:])):
-                size += count
-                self.progress.raw += count
-            if size:
-                block = buffer[:size]
-                self.raw_digest.feed(block)
-                self.tail = (self.tail + bytes(block[-MARKER_WINDOW:]))[-MARKER_WINDOW:]
-                yield _Block(buffer, size)
-            if size < len(buffer):
-                break
-        self.producer = self._checked_producer()
-
-    def _checked_producer(self) -> ProducerRecord:
-        record = self.source.finish()
-        if self.raw_digest.size == 0 and not self.options.allow_empty:
-            raise SourceError(
-                f"The stream is empty: {self.source.name}",
-                "it ended without a single byte",
-                "If an empty backup is what you want, say so with --allow-empty.",
-            )
-        missing = [
-            text for text, marker in zip(self.options.expect, self.markers, strict=True) if marker not in self.tail
-        ]
-        if missing:
-            raise SourceError(
-                f"The stream does not end as it should: {self.source.name}",
-                "its last 4 KiB do not hold " + ", ".join(repr(text) for text in missing),
-                "The dump is not whole, or --expect names the wrong text. Nothing was committed.",
-            )
-        shown = tuple(marker.decode(errors="backslashreplace") for marker in self.markers)
-        return msgspec.structs.replace(record, markers=shown)
-
-    def _assemble(self, frames: OrderedMap[_Block, _Frame], tee: Tee) -> None:
-        """Put the frames in order into every queue, then the seek table, and settle what the stream is."""
-        digest = StreamDigest()
-        table = seekable.SeekTable()
-        framed = self.codec == "zstd"
-        for frame in frames:
-            if framed:
-                table.append(len(frame.stored), frame.raw_size)
-            self._pass_on(frame.stored, digest, tee)
-        position: SeekTablePosition | None = None
-        if framed:
-            if len(table) == 0:
-                # An empty stream still is one frame, so that any decoder accepts the object.
-                empty = compress.FrameCompressor(self.setting).compress(memoryview(b""))
-                table.append(len(empty), 0)
-                self._pass_on(empty, digest, tee)
-            encoded = seekable.encode(table)
-            position = SeekTablePosition(offset=digest.size, size=len(encoded))
-            for start in range(0, len(encoded), compress.FRAME_SIZE):
-                self._pass_on(encoded[start : start + compress.FRAME_SIZE], digest, tee)
-        assert self.producer is not None  # the iteration above ends well only after it was set
-        self.transcript.set_result(
-            Transcript(
-                raw=RawBytes(size=self.raw_digest.size, blake3=self.raw_digest.blake3),
-                stored=StoredBytes(
-                    size=digest.size, blake3=digest.blake3, crc64nvme=encode_crc64nvme(digest.crc64nvme)
-                ),
-                crc=digest.crc64nvme,
-                frames=len(table),
-                seek_table=position,
-                producer=self.producer,
-            )
-        )
-        tee.end()
-
-    def _pass_on(self, piece: bytes, digest: StreamDigest, tee: Tee) -> None:
-        digest.feed(piece)
-        self.progress.stored = digest.size
-        tee.put(piece)
 
     # -- steps 3 and 4: each destination for itself ------------------------------------------------------
 
     def _deliver(self, destination: Destination) -> None:
-        destination.deliver(self.transcript, self._manifest)
+        destination.deliver(self.encoder.transcript, self._manifest)
         if not self.living:
             raise self._too_few()
 
@@ -499,7 +389,7 @@ class _Push:
         """See to the destinations that had the backup before this run resumed it for the others."""
         for destination in self.living:
             if not destination.needs_stream:
-                destination.confirm(self.transcript.result())
+                destination.confirm(self.encoder.transcript.result())
 
     def _manifest(self, transcript: Transcript, stored: tuple[Segment, ...]) -> Manifest:
         whole = stored[0] if [names.file_of(segment.key) for segment in stored] == [self.stream_file] else None
@@ -558,7 +448,7 @@ class _Push:
             thread.join(max(0.0, deadline - time.monotonic()))
 
     def _result(self, seconds: float) -> PushResult:
-        transcript = self.transcript.result()
+        transcript = self.encoder.transcript.result()
         return PushResult(
             id=self.id,
             stream=self.options.name,

@@ -1,0 +1,185 @@
+"""From a source's bytes to what is stored: read, hash, compress in parallel, hash again, hand to every destination.
+
+What the stream turned out to be is known once its producer was seen to have ended well; until then nobody is told
+that it ended.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import Future
+
+import msgspec
+
+from backhaul.errors import SourceError
+from backhaul.formats import seekable
+from backhaul.model.manifest import ProducerRecord, RawBytes, SeekTablePosition, StoredBytes
+from backhaul.operations import memory
+from backhaul.operations.progress import PushProgress
+from backhaul.pipeline.buffers import BufferPool
+from backhaul.pipeline.ordered_map import OrderedMap
+from backhaul.pipeline.supervisor import Supervisor
+from backhaul.pipeline.tee import Tee
+from backhaul.sources.base import Source
+from backhaul.transforms import compress
+from backhaul.transforms.digest import StreamDigest, encode_crc64nvme
+
+MARKER_WINDOW = 4 << 10
+
+
+class Transcript(msgspec.Struct, frozen=True):
+    """What the whole stream turned out to be: the same for every destination."""
+
+    raw: RawBytes
+    stored: StoredBytes
+    crc: int
+    frames: int
+    seek_table: SeekTablePosition | None
+    producer: ProducerRecord
+
+
+class _Block(msgspec.Struct, frozen=True):
+    buffer: memoryview
+    size: int
+
+
+class _Frame(msgspec.Struct, frozen=True):
+    stored: bytes
+    raw_size: int
+
+
+class StreamEncoder:
+    """Encodes one stream; ``transcript`` is settled when it has ended well, and before its takers are told so.
+
+    Args:
+        group: whose threads work.
+        source: where the stream comes from; started by the caller.
+        setting: a normal ``--compress`` setting.
+        workers: compressing threads.
+        expect: texts that the last 4 KiB of the raw stream must hold.
+        allow_empty: whether a stream of no bytes is a backup.
+        progress: counters to keep up to date.
+    """
+
+    def __init__(
+        self,
+        group: Supervisor,
+        source: Source,
+        setting: str,
+        *,
+        workers: int,
+        expect: tuple[str, ...],
+        allow_empty: bool,
+        progress: PushProgress,
+    ) -> None:
+        self.transcript: Future[Transcript] = Future()
+        self._group = group
+        self._source = source
+        self._setting = setting
+        self._framed = compress.codec_name(setting) == "zstd"
+        self._workers = workers
+        self._expect = expect
+        self._markers = [os.fsencode(text) for text in expect]
+        self._allow_empty = allow_empty
+        self._progress = progress
+        self._raw_digest = StreamDigest(crc=False)
+        self._tail = b""
+        self._producer: ProducerRecord | None = None
+        self._table = seekable.SeekTable()
+        self._seek_table: SeekTablePosition | None = None
+
+    def start(self, tee: Tee) -> None:
+        """Start the threads: the stream goes into the tee, and its end too if it is a good one."""
+        window = memory.push_window(self._workers)
+        pool = BufferPool(self._group, window + 1, compress.FRAME_SIZE)
+
+        def make_worker() -> Callable[[_Block], _Frame]:
+            compressor = compress.FrameCompressor(self._setting)
+
+            def work(block: _Block) -> _Frame:
+                stored = compressor.compress(block.buffer[: block.size])
+                pool.give(block.buffer)
+                return _Frame(stored, block.size)
+
+            return work
+
+        frames = OrderedMap(
+            self._group, self._blocks(pool), make_worker, workers=self._workers, window=window, name="compress"
+        )
+        self._group.start(lambda: self._assemble(self._pieces(frames), tee), "assemble")
+
+    def _blocks(self, pool: BufferPool) -> Iterator[_Block]:
+        """Read the stream in blocks; its end is only its end when the producer says so too."""
+        while True:
+            buffer = pool.take()
+            size = 0
+            while size < len(buffer) and (count := self._source.read_into(buffer[size:])):
+                size += count
+                self._progress.raw += count
+            if size:
+                block = buffer[:size]
+                self._raw_digest.feed(block)
+                self._tail = (self._tail + bytes(block[-MARKER_WINDOW:]))[-MARKER_WINDOW:]
+                yield _Block(buffer, size)
+            if size < len(buffer):
+                break
+        self._producer = self._checked_producer()
+
+    def _checked_producer(self) -> ProducerRecord:
+        record = self._source.finish()
+        if self._raw_digest.size == 0 and not self._allow_empty:
+            raise SourceError(
+                f"The stream is empty: {self._source.name}",
+                "it ended without a single byte",
+                "If an empty backup is what you want, say so with --allow-empty.",
+            )
+        missing = [text for text, marker in zip(self._expect, self._markers, strict=True) if marker not in self._tail]
+        if missing:
+            raise SourceError(
+                f"The stream does not end as it should: {self._source.name}",
+                "its last 4 KiB do not hold " + ", ".join(repr(text) for text in missing),
+                "The dump is not whole, or --expect names the wrong text. Nothing was committed.",
+            )
+        shown = tuple(marker.decode(errors="backslashreplace") for marker in self._markers)
+        return msgspec.structs.replace(record, markers=shown)
+
+    def _pieces(self, frames: OrderedMap[_Block, _Frame]) -> Iterator[bytes]:
+        """Yield what is stored, in order: the frames, and then their seek table."""
+        for frame in frames:
+            if self._framed:
+                self._table.append(len(frame.stored), frame.raw_size)
+            yield frame.stored
+        if not self._framed:
+            return
+        if len(self._table) == 0:
+            # An empty stream still is one frame, so that any decoder accepts the object.
+            empty = compress.FrameCompressor(self._setting).compress(memoryview(b""))
+            self._table.append(len(empty), 0)
+            yield empty
+        encoded = seekable.encode(self._table)
+        self._seek_table = SeekTablePosition(offset=self._table.stored_size, size=len(encoded))
+        for start in range(0, len(encoded), compress.FRAME_SIZE):
+            yield encoded[start : start + compress.FRAME_SIZE]
+
+    def _assemble(self, pieces: Iterable[bytes], tee: Tee) -> None:
+        """Put the pieces into every queue, and settle what the stream is."""
+        digest = StreamDigest()
+        for piece in pieces:
+            digest.feed(piece)
+            self._progress.stored = digest.size
+            tee.put(piece)
+        assert self._producer is not None  # the iteration above ends well only after it was set
+        self.transcript.set_result(
+            Transcript(
+                raw=RawBytes(size=self._raw_digest.size, blake3=self._raw_digest.blake3),
+                stored=StoredBytes(
+                    size=digest.size, blake3=digest.blake3, crc64nvme=encode_crc64nvme(digest.crc64nvme)
+                ),
+                crc=digest.crc64nvme,
+                frames=len(self._table),
+                seek_table=self._seek_table,
+                producer=self._producer,
+            )
+        )
+        tee.end()
