@@ -11,10 +11,11 @@ The verbs of the command line, as functions::
     with backhaul.open("s3://acme/db7/orders@latest") as file:
         file.seek(-4096, 2)
 
-Verbs: ``push``, ``pull``, ``list``, ``show``, ``verify``, ``clean``, ``doctor``, ``open``. Options: ``PushOptions``,
-``PullOptions``. Streams come from a ``CommandSource``, ``FileSource`` or ``StreamSource``, go to a ``CommandTarget``,
-``FileTarget`` or ``StreamTarget``. Errors are ``backhaul.errors.BackhaulError`` and its subclasses. All but
-``push`` load on first use: ``help(backhaul.pull)`` shows the rest.
+Verbs: ``push``, ``pull``, ``list``, ``show``, ``verify``, ``clean``, ``doctor``, ``open``, ``keygen``. Options:
+``PushOptions``, ``PullOptions``. Keys: ``read_identities``, ``read_recipients``. Streams come from a
+``CommandSource``, ``FileSource`` or ``StreamSource``, go to a ``CommandTarget``, ``FileTarget`` or ``StreamTarget``.
+Errors are ``backhaul.errors.BackhaulError`` and its subclasses. All but ``push`` load on first use:
+``help(backhaul.pull)`` shows the rest.
 """
 
 from __future__ import annotations
@@ -27,9 +28,11 @@ from backhaul import errors as errors
 from backhaul.version import VERSION as __version__
 
 if TYPE_CHECKING:
+    from backhaul.formats.age_keys import Identity as Identity
     from backhaul.model.manifest import Manifest as Manifest
     from backhaul.model.results import CleanResult as CleanResult
     from backhaul.model.results import DoctorResult as DoctorResult
+    from backhaul.model.results import KeygenResult as KeygenResult
     from backhaul.model.results import ListResult as ListResult
     from backhaul.model.results import PullResult as PullResult
     from backhaul.model.results import PushResult as PushResult
@@ -37,6 +40,9 @@ if TYPE_CHECKING:
     from backhaul.model.results import VerifyResult as VerifyResult
     from backhaul.operations.clean import clean as clean
     from backhaul.operations.doctor import doctor as doctor
+    from backhaul.operations.encryption import keygen as keygen
+    from backhaul.operations.encryption import read_identities as read_identities
+    from backhaul.operations.encryption import read_recipients as read_recipients
     from backhaul.operations.inspect import list_backups as list
     from backhaul.operations.inspect import show_backup as show
     from backhaul.operations.pull import PullOptions as PullOptions
@@ -57,6 +63,8 @@ _EXPORTS = {
     "Manifest": ("backhaul.model.manifest", "Manifest"),
     "CleanResult": ("backhaul.model.results", "CleanResult"),
     "DoctorResult": ("backhaul.model.results", "DoctorResult"),
+    "Identity": ("backhaul.formats.age_keys", "Identity"),
+    "KeygenResult": ("backhaul.model.results", "KeygenResult"),
     "ListResult": ("backhaul.model.results", "ListResult"),
     "PullResult": ("backhaul.model.results", "PullResult"),
     "PushResult": ("backhaul.model.results", "PushResult"),
@@ -64,6 +72,9 @@ _EXPORTS = {
     "VerifyResult": ("backhaul.model.results", "VerifyResult"),
     "clean": ("backhaul.operations.clean", "clean"),
     "doctor": ("backhaul.operations.doctor", "doctor"),
+    "keygen": ("backhaul.operations.encryption", "keygen"),
+    "read_identities": ("backhaul.operations.encryption", "read_identities"),
+    "read_recipients": ("backhaul.operations.encryption", "read_recipients"),
     "list": ("backhaul.operations.inspect", "list_backups"),
     "show": ("backhaul.operations.inspect", "show_backup"),
     "PullOptions": ("backhaul.operations.pull", "PullOptions"),
@@ -89,6 +100,8 @@ __all__ = [
     "DoctorResult",
     "FileSource",
     "FileTarget",
+    "Identity",
+    "KeygenResult",
     "ListResult",
     "Manifest",
     "PullOptions",
@@ -105,10 +118,13 @@ __all__ = [
     "clean",
     "doctor",
     "errors",
+    "keygen",
     "list",
     "open",
     "pull",
     "push",
+    "read_identities",
+    "read_recipients",
     "show",
     "verify",
 ]

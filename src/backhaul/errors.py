@@ -52,6 +52,10 @@ class ConfigurationError(BackhaulError):
     exit_code = 10
 
 
+class IdentityError(ConfigurationError):
+    """An identity is missing, or is not one of those that the backup was encrypted for."""
+
+
 class LockBusyError(BackhaulError):
     """Another run holds the lock."""
 

@@ -9,6 +9,7 @@ import sys
 import click
 
 from backhaul.cli.command import option_json
+from backhaul.cli.keys import load_identities, option_identity
 from backhaul.cli.output import ReportedError, console, print_json
 from backhaul.errors import IntegrityError
 from backhaul.formats.quantities import format_duration, format_size, parse_duration
@@ -119,14 +120,17 @@ def show(series: str, as_json: bool) -> None:
             "",
             f"stored {format_size(stream.stored.size)} ({stream.stored.size} bytes), BLAKE3 {stream.stored.blake3}",
         )
-        if stream.codec.name == "zstd":
-            row(
-                "",
-                f"{stream.frames} frames, ratio {ratio:.2f}; decode without Backhaul: "
-                + (f"cat {stream.object}* | zstd -d" if several else f"zstd -d {objects[0].object}"),
-            )
-        else:
-            row("", "stored as it is")
+        if stream.encryption is not None:
+            recipients = stream.encryption.recipients
+            row("", f"encrypted with age, for the key{'s' * (len(recipients) > 1)} {', '.join(recipients)}")
+        framed = stream.codec.name == "zstd"
+        decoders = ["age -d -i KEYFILE"] * (stream.encryption is not None) + ["zstd -d"] * framed
+        how = f"{stream.frames} frames, ratio {ratio:.2f}" if framed else "stored as it is"
+        if several:
+            decoders.insert(0, f"cat {stream.object}*")
+        elif decoders:
+            decoders[0] += f" {stream.object}"
+        row("", how + (f"; decode without Backhaul: {' | '.join(decoders)}" if decoders else ""))
     console(sys.stdout).print(table)
 
 
@@ -135,13 +139,18 @@ def show(series: str, as_json: bool) -> None:
     epilog="""\b
 Examples:
   backhaul verify s3://acme/db7/orders
-  backhaul verify --deep s3://acme/db7/orders@2026-11-20""",
+  backhaul verify --deep s3://acme/db7/orders@2026-11-20
+  backhaul verify --deep --identity orders.key s3://acme/db7/orders""",
 )
 @click.argument("series", metavar="SERIES[@WHEN]")
 @click.option("--deep", is_flag=True, help="Read, decode and hash every byte.")
+@option_identity(
+    "A key file, for a backup that is encrypted: --deep needs it; without --deep it checks the manifest's MAC. "
+    "'-' for stdin. Repeatable."
+)
 @click.option("--quiet", "-q", is_flag=True, help="No progress; the result and errors only.")
 @option_json(_JSON_HELP)
-def verify(series: str, deep: bool, quiet: bool, as_json: bool) -> None:
+def verify(series: str, deep: bool, identity: tuple[str, ...], quiet: bool, as_json: bool) -> None:
     """Check one backup against its manifest; without --deep, without downloading it.
 
     Ends with status 1 if anything is wrong.
@@ -150,9 +159,10 @@ def verify(series: str, deep: bool, quiet: bool, as_json: bool) -> None:
     from backhaul.operations.progress import PullProgress
     from backhaul.operations.verify import verify as operation
 
+    identities = load_identities(identity)
     progress = PullProgress()
     with pull_progress(progress, "verified", quiet=quiet or as_json or not deep):
-        result = operation(series, deep=deep, progress=progress)
+        result = operation(series, deep=deep, progress=progress, identities=identities)
     if as_json:
         print_json("verify", result)
     else:

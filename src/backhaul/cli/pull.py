@@ -7,6 +7,7 @@ import sys
 import click
 
 from backhaul.cli.command import TAIL, TailCommand, option_json
+from backhaul.cli.keys import load_identities, option_identity
 from backhaul.cli.output import console, print_json
 from backhaul.errors import UsageError
 from backhaul.formats.quantities import format_duration, format_size, parse_duration
@@ -15,6 +16,7 @@ _EPILOG = """\b
 Examples:
   backhaul pull s3://acme/db7/orders -- pg_restore -d orders_copy
   backhaul pull s3://acme/db7/orders@2026-11-20 -o orders.dump
+  backhaul pull s3://acme/db7/orders --identity orders.key -- pg_restore -d orders_copy
   backhaul pull /mnt/usb/orders@20261121T020000Z | pg_restore -f orders.sql
 
 \b
@@ -30,6 +32,7 @@ command is killed and the file never appears, while a pipe can't tell its reader
 @click.argument("series", metavar="SERIES[@WHEN]")
 @click.option("-o", "--output", metavar="FILE", help="Write FILE, replacing it once every byte was checked.")
 @click.option("--stream", metavar="NAME", help="Which stream, if the backup has several.")
+@option_identity("A key file that opens the backup if it is encrypted; '-' for stdin. Repeatable.")
 @click.option(
     "--retry-for",
     default="60s",
@@ -48,6 +51,7 @@ def pull(
     series: str,
     output: str | None,
     stream: str | None,
+    identity: tuple[str, ...],
     retry_for: str,
     workers: int | None,
     quiet: bool,
@@ -81,6 +85,7 @@ def pull(
             "stdout is no pipe and no file",
             "Use -o FILE or -- COMMAND.",
         )
+    identities = load_identities(identity)
     progress = PullProgress()
     with pull_progress(progress, "pulled", quiet=quiet or as_json) as on_error_line:
         target: Target
@@ -90,7 +95,7 @@ def pull(
             target = FileTarget(output)
         else:
             target = StreamTarget(1)
-        options = PullOptions(stream=stream, workers=workers, patience=parse_duration(retry_for))
+        options = PullOptions(stream=stream, workers=workers, patience=parse_duration(retry_for), identities=identities)
         result = operation(series, target, options, progress=progress)
     if as_json:
         print_json("pull", result, file=sys.stderr)

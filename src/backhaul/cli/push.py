@@ -21,6 +21,7 @@ Examples:
   backhaul push s3://acme/db7/orders /mnt/usb/orders --require any -- pg_dump -Fc -Z0 orders
   mariadb-dump --single-transaction app | backhaul push /backups/app --expect '-- Dump completed'
   backhaul push s3://acme/db7/files --from /var/backups/files.tar --limit 08:00-18:00=5M,40M
+  backhaul push s3://acme/db7/orders --encrypt-to age1... -- pg_dump -Fc -Z0 orders
 
 \b
 Name the command after -- rather than piping it in: only then can Backhaul see how it
@@ -36,6 +37,18 @@ ended. Leave compression to Backhaul (pg_dump -Z0): it compresses on all cores."
     show_default=True,
     metavar="auto|none|1..19",
     help="'auto' is fast, and spends nothing on data that does not compress.",
+)
+@click.option(
+    "--encrypt-to",
+    multiple=True,
+    metavar="RECIPIENT",
+    help="Encrypt, so that only the key of this age recipient (age1...) or SSH public key opens it. Repeatable.",
+)
+@click.option(
+    "--encrypt-to-file",
+    multiple=True,
+    metavar="FILE",
+    help="The same for every recipient in FILE, one a line. Repeatable.",
 )
 @click.option(
     "--require",
@@ -92,6 +105,8 @@ def push(
     series: tuple[str, ...],
     name: str,
     compress: str,
+    encrypt_to: tuple[str, ...],
+    encrypt_to_file: tuple[str, ...],
     require: str,
     expect: tuple[str, ...],
     from_: str | None,
@@ -111,6 +126,7 @@ def push(
     acknowledged, and the manifest was written; until then no listing shows it.
     """
     from backhaul.cli.progress import push_progress
+    from backhaul.operations.encryption import read_recipients
     from backhaul.operations.push import DEFAULT_SPOOL_SIZE, PushOptions
     from backhaul.operations.push import push as operation
     from backhaul.sources.base import Source
@@ -152,6 +168,7 @@ def push(
         stall_timeout=parse_duration(stall_timeout) if stall_timeout is not None else None,
         spool=spool,
         spool_size=parse_size(spool_size) if spool_size is not None else DEFAULT_SPOOL_SIZE,
+        encrypt_to=(*encrypt_to, *(text for path in encrypt_to_file for text in read_recipients(path))),
     )
     progress = PushProgress()
     try:

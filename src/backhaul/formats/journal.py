@@ -27,7 +27,10 @@ class SourceIdentity(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Header(msgspec.Struct, frozen=True, kw_only=True, tag="upload-journal"):
-    """The first line. ``series`` is the place in a form that all its spellings share; ``machine`` names the host."""
+    """The first line. ``series`` is the place in a form that all its spellings share; ``machine`` names the host.
+
+    ``recipients`` are the key ids of an encrypted stream.
+    """
 
     version: int
     machine: str
@@ -41,6 +44,7 @@ class Header(msgspec.Struct, frozen=True, kw_only=True, tag="upload-journal"):
     layout: PartLayout
     source: SourceIdentity
     claim: Claim
+    recipients: tuple[str, ...] = ()
 
 
 class BegunLine(msgspec.Struct, frozen=True, kw_only=True, tag="begun"):

@@ -1,6 +1,7 @@
 """The names of objects in a series, and what a name says (DESIGN: what lies in a store)::
 
     <id>/<stream>.zst      compressed stream          <id>/<stream>      stream stored as it is
+    <id>/<stream>.zst.age  and encrypted              <id>/<stream>.age  encrypted as it is
     <id>/<stream>.zst.0001 its first segment, where one object can't hold a stream (formats.part_sizes)
     <id>/manifest.json     the commit record          <id>/claim.json    a run is making this backup
 
@@ -19,6 +20,7 @@ from backhaul.errors import UsageError
 MANIFEST = "manifest.json"
 CLAIM = "claim.json"
 COMPRESSED_SUFFIX = ".zst"
+ENCRYPTED_SUFFIX = ".age"
 
 _ID_FORMAT = "%Y%m%dT%H%M%SZ"
 _ID_PATTERN = re.compile(r"\d{8}T\d{6}Z", re.ASCII)
@@ -71,9 +73,9 @@ def check_stream_name(name: str) -> None:
         )
 
 
-def stream_file(stream: str, codec: str) -> str:
+def stream_file(stream: str, codec: str, *, encrypted: bool = False) -> str:
     """Return the file name of a stream's object within its backup."""
-    return stream + (COMPRESSED_SUFFIX if codec == "zstd" else "")
+    return stream + (COMPRESSED_SUFFIX if codec == "zstd" else "") + (ENCRYPTED_SUFFIX if encrypted else "")
 
 
 def segment_file(file: str, segment: int, *, numbered: bool) -> str:
@@ -112,7 +114,7 @@ def parse_key(key: str) -> ObjectName | None:
         return ObjectName("record", backup)
     segment = _SEGMENT.search(file)
     whole = file[: segment.start()] if segment else file
-    stream = whole.removesuffix(".age").removesuffix(COMPRESSED_SUFFIX)
+    stream = whole.removesuffix(ENCRYPTED_SUFFIX).removesuffix(COMPRESSED_SUFFIX)
     if _is_stream_name(stream):
         return ObjectName("stream", backup, stream)
     return None

@@ -42,10 +42,28 @@ class Codec(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class SeekTablePosition(msgspec.Struct, frozen=True, kw_only=True):
-    """Where the skippable frame that holds the seek table begins in the object, and its length."""
+    """Where the skippable frame that holds the seek table begins in the stored stream, and its length.
+
+    For an encrypted stream that is inside the encryption: in what ``age -d`` gives.
+    """
 
     offset: Count
     size: Count
+
+
+class EncryptionRecord(msgspec.Struct, frozen=True, kw_only=True):
+    """How a stream is encrypted.
+
+    ``format`` is ``age-encryption.org/v1``; ``header_size`` are the bytes before the first chunk (header and nonce),
+    ``payload_size`` those inside; ``recipients`` are key ids, in the order of the header's stanzas; ``mac`` is of the
+    whole manifest, under the stream's file key, in hex.
+    """
+
+    format: str
+    header_size: Count
+    payload_size: Count
+    recipients: tuple[str, ...]
+    mac: str
 
 
 class StoreRecord(msgspec.Struct, frozen=True, kw_only=True):
@@ -86,6 +104,7 @@ class StreamRecord(msgspec.Struct, frozen=True, kw_only=True):
     store: StoreRecord
     seek_table: SeekTablePosition | None = None
     segments: tuple[SegmentRecord, ...] = ()
+    encryption: EncryptionRecord | None = None
 
     @property
     def objects(self) -> tuple[SegmentRecord, ...]:

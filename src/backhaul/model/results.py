@@ -7,6 +7,14 @@ import msgspec
 from backhaul.model.manifest import Manifest
 
 
+class KeygenResult(msgspec.Struct, frozen=True, kw_only=True):
+    """A new key: the file that holds its secret half, and its public half."""
+
+    path: str
+    recipient: str
+    key_id: str
+
+
 class MemoryBound(msgspec.Struct, frozen=True, kw_only=True):
     """The most memory a run may use: the formula's terms in bytes, and their sum."""
 

@@ -48,6 +48,7 @@ from backhaul.pipeline.tee import AbandonedError, PieceQueue
 from backhaul.stores.base import PartRules, Store
 from backhaul.stores.multipart import Segment, StreamWriter
 from backhaul.stores.retry import RetryPolicy
+from backhaul.transforms.encrypt import StreamKey
 
 # While cleaning up after a failure a dead store must not hold the process for long.
 CLEANUP_PATIENCE = 2.0
@@ -143,12 +144,13 @@ class Destination:
         claims = self.journal.state.claims
         return next((claim for claim in reversed(claims) if series.owns_claim(self.store, backup, claim)), None)
 
-    def resume(self, backup: str, header: Header) -> bool:
+    def resume(self, backup: str, header: Header, key: StreamKey | None) -> bool:
         """Take part in the backup of an interrupted run; tell whether that is possible.
 
         Args:
             backup: its id.
             header: what this run would write; the journal's claim is taken over where there is one.
+            key: what the stream is encrypted with.
 
         Raises:
             StoreError: the store can't be used.
@@ -176,7 +178,7 @@ class Destination:
                 self.store.delete(_whole_key(header))
             return True
         if self.journal is not None:
-            self.journal.start(msgspec.structs.replace(header, backup=backup))
+            self.journal.start(msgspec.structs.replace(header, backup=backup), key)
         return self.take_claim(backup, header.claim)
 
     def start_over(self) -> None:
@@ -457,7 +459,9 @@ class Destination:
 
 def _whole_key(header: Header) -> str:
     """Return the key of a stream that is one object under its plain name."""
-    return names.object_key(header.backup, names.stream_file(header.stream, header.codec))
+    return names.object_key(
+        header.backup, names.stream_file(header.stream, header.codec, encrypted=bool(header.recipients))
+    )
 
 
 def _spool_error(text: str, error: OSError) -> StoreError:

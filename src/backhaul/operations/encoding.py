@@ -1,4 +1,4 @@
-"""From a source's bytes to what is stored: read, hash, compress in parallel, hash again, hand to every destination.
+"""From a source's bytes to what is stored: read, hash, compress in parallel, seal in parallel, hash again, hand on.
 
 What the stream turned out to be is known once its producer was seen to have ended well; until then nobody is told
 that it ended.
@@ -22,20 +22,25 @@ from backhaul.pipeline.ordered_map import OrderedMap
 from backhaul.pipeline.supervisor import Supervisor
 from backhaul.pipeline.tee import Tee
 from backhaul.sources.base import Source
-from backhaul.transforms import compress
+from backhaul.transforms import compress, encrypt
 from backhaul.transforms.digest import StreamDigest, encode_crc64nvme
+from backhaul.transforms.encrypt import StreamKey
 
 MARKER_WINDOW = 4 << 10
 
 
 class Transcript(msgspec.Struct, frozen=True):
-    """What the whole stream turned out to be: the same for every destination."""
+    """What the whole stream turned out to be: the same for every destination.
+
+    ``payload_size`` is what is inside the encryption; 0 without one.
+    """
 
     raw: RawBytes
     stored: StoredBytes
     crc: int
     frames: int
     seek_table: SeekTablePosition | None
+    payload_size: int
     producer: ProducerRecord
 
 
@@ -60,6 +65,7 @@ class StreamEncoder:
         expect: texts that the last 4 KiB of the raw stream must hold.
         allow_empty: whether a stream of no bytes is a backup.
         progress: counters to keep up to date.
+        key: what the stream is encrypted with, or None.
     """
 
     def __init__(
@@ -72,6 +78,7 @@ class StreamEncoder:
         expect: tuple[str, ...],
         allow_empty: bool,
         progress: PushProgress,
+        key: StreamKey | None = None,
     ) -> None:
         self.transcript: Future[Transcript] = Future()
         self._group = group
@@ -83,11 +90,13 @@ class StreamEncoder:
         self._markers = [os.fsencode(text) for text in expect]
         self._allow_empty = allow_empty
         self._progress = progress
+        self._key = key
         self._raw_digest = StreamDigest(crc=False)
         self._tail = b""
         self._producer: ProducerRecord | None = None
         self._table = seekable.SeekTable()
         self._seek_table: SeekTablePosition | None = None
+        self._payload_size = 0
 
     def start(self, tee: Tee) -> None:
         """Start the threads: the stream goes into the tee, and its end too if it is a good one."""
@@ -107,7 +116,10 @@ class StreamEncoder:
         frames = OrderedMap(
             self._group, self._blocks(pool), make_worker, workers=self._workers, window=window, name="compress"
         )
-        self._group.start(lambda: self._assemble(self._pieces(frames), tee), "assemble")
+        pieces = self._pieces(frames)
+        if self._key is not None:
+            pieces = self._sealed(pieces, self._key)
+        self._group.start(lambda: self._assemble(pieces, tee), "assemble")
 
     def _blocks(self, pool: BufferPool) -> Iterator[_Block]:
         """Read the stream in blocks; its end is only its end when the producer says so too."""
@@ -162,6 +174,35 @@ class StreamEncoder:
         for start in range(0, len(encoded), compress.FRAME_SIZE):
             yield encoded[start : start + compress.FRAME_SIZE]
 
+    def _sealed(self, pieces: Iterator[bytes], key: StreamKey) -> Iterator[bytes]:
+        """Yield the age file that the pieces make. Chunks ask nothing of where frames end, so they are cut anew."""
+
+        def make_worker() -> Callable[[tuple[int, bytes, bool]], bytes]:
+            cipher = key.cipher()
+
+            def work(batch: tuple[int, bytes, bool]) -> bytes:
+                first, plain, last = batch
+                return cipher.seal(first, plain, last=last)
+
+            return work
+
+        window = memory.push_window(self._workers)
+        sealed = OrderedMap(
+            self._group,
+            encrypt.batches(self._counted(pieces)),
+            make_worker,
+            workers=self._workers,
+            window=window,
+            name="seal",
+        )
+        yield key.header
+        yield from sealed
+
+    def _counted(self, pieces: Iterator[bytes]) -> Iterator[bytes]:
+        for piece in pieces:
+            self._payload_size += len(piece)
+            yield piece
+
     def _assemble(self, pieces: Iterable[bytes], tee: Tee) -> None:
         """Put the pieces into every queue, and settle what the stream is."""
         digest = StreamDigest()
@@ -179,6 +220,7 @@ class StreamEncoder:
                 crc=digest.crc64nvme,
                 frames=len(self._table),
                 seek_table=self._seek_table,
+                payload_size=self._payload_size,
                 producer=self._producer,
             )
         )

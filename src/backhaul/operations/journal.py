@@ -24,8 +24,10 @@ from backhaul.formats import journal as format_
 from backhaul.formats.journal import BegunLine, ClaimLine, Header, JournalState, PartLine
 from backhaul.model.claim import Claim
 from backhaul.model.objects import StoredObject, Upload, UploadedPart
+from backhaul.operations.kept_key import KeptKey
 from backhaul.stores.base import Store
 from backhaul.transforms.digest import combine_crc64nvme, crc64nvme, encode_crc64nvme
+from backhaul.transforms.encrypt import StreamKey
 
 STATE_VARIABLE = "BACKHAUL_STATE"
 # Parts are flushed to the disk this often: a power cut costs the parts since, which are then sent again.
@@ -72,6 +74,7 @@ class UploadJournal:
         self._hashes: dict[tuple[int, int], str] = {}
         self._parts: dict[tuple[int, int], UploadedPart] = {}
         self._uploads: dict[int, Upload] = {}
+        self._kept_key = KeptKey(name)
         self._flushed = 0.0
         self._descriptor = -1
         try:
@@ -116,14 +119,28 @@ class UploadJournal:
         self.state.claims.append(claim)
         self._append(ClaimLine(claim=claim), durable=True)
 
-    def start(self, header: Header) -> None:
-        """Begin anew: nothing of an earlier run counts any more. Durable on return."""
+    def start(self, header: Header, key: StreamKey | None) -> None:
+        """Begin anew: nothing of an earlier run counts any more. Durable on return.
+
+        The key of an encrypted stream is kept beside it, as far as that is possible (``operations.kept_key``).
+        """
+        self._kept_key.drop()
+        if key is not None:
+            self._kept_key.keep(header.backup, key)
         self.state = JournalState(header=header, length=0, claims=[header.claim], uploads={}, parts={})
         self.inherited = False
         self._uploads.clear()
         self._parts.clear()
         os.ftruncate(self._descriptor, 0)
         self._append(header, durable=True)
+
+    def recall_key(self) -> StreamKey | None:
+        """Return the key that the interrupted upload was sealed with, if it is still there."""
+        return self._kept_key.recall(self.state.header.backup) if self.state is not None else None
+
+    def drop_key(self) -> None:
+        """Forget the key: from here on an interruption means to begin anew."""
+        self._kept_key.drop()
 
     def reconcile(self, store: Store) -> None:
         """Ask the store what it still holds of what the journal says.
@@ -166,6 +183,7 @@ class UploadJournal:
 
     def remove(self) -> None:
         """Forget all of it: there is nothing to resume. Closes the journal."""
+        self.drop_key()
         with contextlib.suppress(OSError):
             os.unlink(self._path)
         self.close()

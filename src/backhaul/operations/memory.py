@@ -11,11 +11,12 @@ import ctypes
 import os
 import resource
 
+from backhaul.formats.age import CHUNK_SIZE, SEALED_CHUNK_SIZE, Payload
 from backhaul.formats.seekable import ENTRY_SIZE, table_size
 from backhaul.model.results import MemoryBound
 from backhaul.stores import multipart
 from backhaul.stores.base import PartRules
-from backhaul.transforms import compress
+from backhaul.transforms import compress, encrypt
 
 # Interpreter, libraries, thread stacks and allocator slack, as measured on an idle and on a busy process.
 BASE = 110 << 20
@@ -51,14 +52,24 @@ def push_window(workers: int) -> int:
     return 2 * workers + 1
 
 
-def most_stored(raw_size: int) -> int:
-    """Return the most bytes that a stream of that raw size can be when it is stored."""
+def most_stored(raw_size: int, header_size: int = 0) -> int:
+    """Return the most bytes that a stream of that raw size can be when it is stored.
+
+    ``header_size`` is that of an encrypted stream, whose chunks have tags.
+    """
     frames = raw_size // compress.FRAME_SIZE + 1
-    return frames * compress.largest_frame(compress.FRAME_SIZE) + table_size(frames)
+    content = frames * compress.largest_frame(compress.FRAME_SIZE) + table_size(frames)
+    return Payload(header_size, content).end if header_size else content
 
 
 def push_bound(
-    workers: int, setting: str, destinations: list[PartRules], stored_size: int = 0, frames: int = 0
+    workers: int,
+    setting: str,
+    destinations: list[PartRules],
+    stored_size: int = 0,
+    frames: int = 0,
+    *,
+    encrypted: bool = False,
 ) -> MemoryBound:
     """Return the bound of a push.
 
@@ -77,17 +88,27 @@ def push_bound(
             "queues": len(destinations) * (QUEUE_BYTES + frame),
             "part buffers": sum(multipart.memory_bound(rules, frame, stored_size) for rules in destinations),
             "seek table": 4 * frames * ENTRY_SIZE,
+            # Each batch as it comes, sealed chunk by chunk, and sealed as one; and one that fills.
+            **({"sealing": 3 * (window + 2) * encrypt.BATCH_SIZE} if encrypted else {}),
         }
     )
 
 
-def pull_bound(workers: int, largest_frame: int, largest_stored: int, frames: int) -> MemoryBound:
-    """Return the bound of a pull; the sizes are the largest frame's, raw and stored."""
+def pull_bound(
+    workers: int, largest_frame: int, largest_stored: int, frames: int, *, encrypted: bool = False
+) -> MemoryBound:
+    """Return the bound of a pull; the sizes are the largest frame's, raw and stored.
+
+    What is encrypted is fetched in whole chunks, and opened into memory of its own.
+    """
+    fetched = max(RANGE_STORED, largest_stored)
+    if encrypted:
+        fetched = 2 * (fetched // CHUNK_SIZE + 2) * SEALED_CHUNK_SIZE
     return _bound(
         {
             "base": BASE,
             "decoded ranges": pull_window(workers) * max(RANGE_RAW, largest_frame),
-            "fetch buffers": workers * max(RANGE_STORED, largest_stored),
+            "fetch buffers": workers * fetched,
             "seek table": frames * (ENTRY_SIZE + 2 * 40),
         }
     )

@@ -13,11 +13,13 @@ from collections.abc import Callable, Iterator
 
 import msgspec
 
+from backhaul.formats.age_keys import Identity
 from backhaul.model.results import PullResult
 from backhaul.operations import memory, series
+from backhaul.operations.encryption import unlock
 from backhaul.operations.places import reference_at
 from backhaul.operations.progress import PullProgress
-from backhaul.operations.reading import StoredStream
+from backhaul.operations.reading import StoredStream, choose_stream
 from backhaul.pipeline.buffers import BufferPool
 from backhaul.pipeline.ordered_map import OrderedMap
 from backhaul.pipeline.supervisor import Supervisor
@@ -25,7 +27,6 @@ from backhaul.planning.read_ranges import ReadRange
 from backhaul.stores.open import DEFAULT_PATIENCE, open_store
 from backhaul.stores.retry import RetryPolicy
 from backhaul.targets.base import Target
-from backhaul.transforms.compress import FrameDecompressor
 from backhaul.transforms.digest import StreamDigest
 
 
@@ -36,11 +37,14 @@ class PullOptions(msgspec.Struct, frozen=True, kw_only=True):
         stream: the stream's name; None for the only one.
         workers: threads that fetch and decode; None for twice the cores, since they also wait for the network.
         patience: seconds for which a store that is ill or away is tried again.
+        identities: whose secrets open an encrypted backup (``backhaul.read_identities``). With one a backup that is
+            not encrypted is refused.
     """
 
     stream: str | None = None
     workers: int | None = None
     patience: float = DEFAULT_PATIENCE
+    identities: tuple[Identity, ...] = ()
 
 
 class _Range(msgspec.Struct, frozen=True):
@@ -65,6 +69,7 @@ def pull(
 
     Raises:
         BackupNotFoundError: no such backup or stream.
+        IdentityError: it is encrypted, and no identity fits.
         IntegrityError: what is stored is not what was pushed; the target got no end.
         TargetError: the consumer failed or the file could not be written.
         StoreError: the store could not be read.
@@ -80,7 +85,10 @@ def pull(
     digest = StreamDigest(crc=False)
     with contextlib.closing(store):
         backup = series.find_backup(store, when)
-        stream = StoredStream(store, series.read_manifest(store, backup), options.stream)
+        committed = series.read_backup(store, backup)
+        record = choose_stream(store, committed.manifest, options.stream)
+        key = unlock(store, committed, record, options.identities)
+        stream = StoredStream(store, committed.manifest, record, key)
         counters.total = stream.record.raw.size
         # Undone in reverse: the target first, so that a consumer is dead before anything else is waited for.
         with group, contextlib.ExitStack() as stack:
@@ -107,6 +115,7 @@ def pull(
             max(table.raw_sizes) if table else 0,
             max(table.stored_sizes) if table else 0,
             len(table) if table else 0,
+            encrypted=stream.encrypted,
         ),
         peak_memory=memory.peak_memory(),
     )
@@ -117,7 +126,7 @@ def decoded(
     group: Supervisor,
     workers: int,
     progress: PullProgress,
-    on_stored: Callable[[memoryview], None] | None = None,
+    on_stored: Callable[[int, memoryview], None] | None = None,
 ) -> Iterator[memoryview]:
     """Yield the decoded stream in order, in pieces that are valid until the next one is asked for.
 
@@ -126,11 +135,12 @@ def decoded(
         group: whose threads read; the caller is inside its block.
         workers: threads that fetch and decode.
         progress: counts requests and fetched bytes.
-        on_stored: given each range's stored bytes, in order (deep verify hashes them).
+        on_stored: given what was fetched of the object for each range, with its offset, in order (deep verify
+            hashes it). Of an encrypted stream neighbours overlap by up to a chunk.
     """
     parts = list(stream.ranges(memory.RANGE_STORED, memory.RANGE_RAW))
     raw_size = max((part.raw_length for part in parts), default=0)
-    stored_size = max((part.length for part in parts), default=0)
+    stored_size = max((stream.span(part.offset, part.length)[1] for part in parts), default=0)
     window = memory.pull_window(workers)
     pool = BufferPool(group, window, raw_size)
     stored_pool = BufferPool(group, window, stored_size) if on_stored else None
@@ -141,27 +151,29 @@ def decoded(
             yield _Range(part, pool.take()), stored_pool.take() if stored_pool else None
 
     def make_worker() -> Callable[[tuple[_Range, memoryview | None]], tuple[_Range, memoryview | None]]:
-        decompressor = FrameDecompressor()
-        own = None if on_stored or stream.table is None else memoryview(bytearray(stored_size))
+        decoder = stream.decoder()
+        as_it_is = stream.table is None and not stream.encrypted
+        own = None if on_stored or as_it_is else memoryview(bytearray(stored_size))
 
         def work(item: tuple[_Range, memoryview | None]) -> tuple[_Range, memoryview | None]:
             taken, kept = item
             part = taken.part
-            if stream.table is None and kept is None:
+            _, length = stream.span(part.offset, part.length)
+            if as_it_is and kept is None:
                 stream.fetch(part.offset, taken.buffer[: part.length])
             else:
                 stored = kept if kept is not None else own
                 assert stored is not None
-                stored = stored[: part.length]
-                stream.read(part, stored, taken.buffer[: part.raw_length], decompressor)
-            progress.fetched(part.length)
+                stream.read(part, stored[:length], taken.buffer[: part.raw_length], decoder)
+            progress.fetched(length)
             return item
 
         return work
 
     for taken, kept in OrderedMap(group, ranges(), make_worker, workers=workers, window=window, name="fetch"):
         if on_stored is not None and kept is not None and stored_pool is not None:
-            on_stored(kept[: taken.part.length])
+            offset, length = stream.span(taken.part.offset, taken.part.length)
+            on_stored(offset, kept[:length])
             stored_pool.give(kept)
         yield taken.buffer[: taken.part.raw_length]
         pool.give(taken.buffer)

@@ -35,15 +35,17 @@ from backhaul.errors import (
     StoreUnavailableError,
     UsageError,
 )
+from backhaul.formats import age, names
 from backhaul.formats import journal as journal_format
 from backhaul.formats import manifest as manifest_format
-from backhaul.formats import names
+from backhaul.formats.age_keys import key_id
 from backhaul.formats.journal import Header
 from backhaul.formats.timetable import Timetable
 from backhaul.model.claim import Claim
 from backhaul.model.location import Location
 from backhaul.model.manifest import (
     Codec,
+    EncryptionRecord,
     Manifest,
     SegmentRecord,
     StoreRecord,
@@ -55,6 +57,7 @@ from backhaul.model.results import PushResult
 from backhaul.operations import memory, series
 from backhaul.operations.destination import CLEANUP_PATIENCE, Destination
 from backhaul.operations.encoding import StreamEncoder, Transcript
+from backhaul.operations.encryption import authenticated, recipients_of
 from backhaul.operations.journal import UploadJournal, machine, same_upload
 from backhaul.operations.places import series_at
 from backhaul.operations.progress import PushProgress
@@ -71,6 +74,7 @@ from backhaul.stores.retry import RetryPolicy
 from backhaul.stores.throttle import RateLimit
 from backhaul.transforms import compress
 from backhaul.transforms.digest import encode_crc64nvme
+from backhaul.transforms.encrypt import StreamKey, new_key
 
 # At the start nothing is lost yet by failing: say soon that nobody is there.
 START_PATIENCE = 3.0
@@ -100,6 +104,7 @@ class PushOptions(msgspec.Struct, frozen=True, kw_only=True):
             comes back in time is not dropped.
         spool: directory for what slow destinations have not taken yet, or None.
         spool_size: most bytes there, over all destinations.
+        encrypt_to: recipients (``age1...`` or SSH public keys) that may read the backup; none for no encryption.
     """
 
     name: str = "data"
@@ -113,6 +118,7 @@ class PushOptions(msgspec.Struct, frozen=True, kw_only=True):
     stall_timeout: float | None = None
     spool: str | None = None
     spool_size: int = DEFAULT_SPOOL_SIZE
+    encrypt_to: tuple[str, ...] = ()
 
 
 def push(
@@ -176,16 +182,10 @@ class _Push:
         self.workers = options.workers or memory.default_workers()
         self.group = Supervisor("push")
         self.codec = compress.codec_name(setting)
-        self.stream_file = names.stream_file(options.name, self.codec)
-        self.encoder = StreamEncoder(
-            self.group,
-            source,
-            setting,
-            workers=self.workers,
-            expect=options.expect,
-            allow_empty=options.allow_empty,
-            progress=progress,
-        )
+        recipients = recipients_of(options.encrypt_to)
+        self.recipients = tuple(key_id(recipient.text) for recipient in recipients)
+        self.key = new_key(recipients) if recipients else None
+        self.stream_file = names.stream_file(options.name, self.codec, encrypted=self.key is not None)
         self.spool = _spool_space(options)
         limit = self._rate_limit(options.limit) if options.limit is not None else None
         source.check()
@@ -229,6 +229,16 @@ class _Push:
         try:
             self.started = self._resume() or self._claim()
             self._plan()
+            self.encoder = StreamEncoder(
+                self.group,
+                self.source,
+                self.setting,
+                workers=self.workers,
+                expect=self.options.expect,
+                allow_empty=self.options.allow_empty,
+                progress=self.progress,
+                key=self.key,
+            )
             with self.group:
                 self.source.start(self.group)
                 self._wire()
@@ -260,13 +270,14 @@ class _Push:
             layout=destination.store.parts(self._at_most()).layout,
             source=self.identity,
             claim=claim,
+            recipients=self.recipients,
         )
 
     def _at_most(self) -> int | None:
         """Return the stored bytes that the stream certainly does not exceed, where its length is known."""
         if self.identity is None:
             return None
-        return memory.most_stored(self.identity.size)
+        return memory.most_stored(self.identity.size, len(self.key.header) if self.key is not None else 0)
 
     def _resume(self) -> dt.datetime | None:
         """Take over the backup that an interrupted push of this very file has begun, where there is one.
@@ -277,27 +288,32 @@ class _Push:
         if self.identity is None:
             return None
         claim = series.new_claim(self.now())
-        begun: list[str] = []
+        begun: dict[str, StreamKey | None] = {}
         for destination in self.destinations:
             journal = destination.journal
             if journal is None or journal.state is None:
                 continue
             try:
-                if same_upload(journal.state, self._header(destination, "", claim)):
-                    begun.append(journal.state.header.backup)
-                else:
+                key = journal.recall_key() if self.key is not None else None
+                if not same_upload(journal.state, self._header(destination, "", claim)):
                     destination.remark = "the file or the settings have changed since an interrupted push: begun anew"
                     destination.forsake()
+                elif self.key is not None and key is None:
+                    destination.remark = "the key of an interrupted push is gone: begun anew"
+                    destination.forsake()
+                else:
+                    begun[journal.state.header.backup] = key
             except BackhaulError as error:
                 self._fail_early(destination, error)
         if not begun:
             return None
         self.id = max(begun)
+        self.key = begun[self.id] or self.key
         start = names.parse_backup_id(self.id)
         assert start is not None
         for destination in self.living:
             try:
-                if not destination.resume(self.id, self._header(destination, self.id, claim)):
+                if not destination.resume(self.id, self._header(destination, self.id, claim), self.key):
                     raise PreconditionError(
                         f"{destination.text}/{self.id} is another run's",
                         "the interrupted backup can't be gone on with there",
@@ -336,7 +352,7 @@ class _Push:
         for destination in self.living:
             try:
                 if destination.journal is not None:  # ahead of what it names: no claim without a record of it
-                    destination.journal.start(self._header(destination, self.id, claim))
+                    destination.journal.start(self._header(destination, self.id, claim), self.key)
                 taken = destination.take_claim(self.id, claim)
             except BackhaulError as error:
                 self._fail_early(destination, error)
@@ -392,8 +408,17 @@ class _Push:
                 destination.confirm(self.encoder.transcript.result())
 
     def _manifest(self, transcript: Transcript, stored: tuple[Segment, ...]) -> Manifest:
+        encryption: EncryptionRecord | None = None
+        if self.key is not None:
+            encryption = EncryptionRecord(
+                format=age.FORMAT,
+                header_size=len(self.key.header),
+                payload_size=transcript.payload_size,
+                recipients=self.recipients,
+                mac=manifest_format.NO_MAC,
+            )
         whole = stored[0] if [names.file_of(segment.key) for segment in stored] == [self.stream_file] else None
-        return Manifest(
+        manifest = Manifest(
             format=manifest_format.FORMAT,
             version=manifest_format.VERSION,
             id=self.id,
@@ -410,6 +435,7 @@ class _Push:
                     codec=Codec(name=self.codec, frame_size=compress.FRAME_SIZE, setting=self.setting),
                     frames=transcript.frames,
                     seek_table=transcript.seek_table,
+                    encryption=encryption,
                     producer=0,
                     store=_store_record(whole.stored) if whole is not None else StoreRecord(),
                     segments=()
@@ -427,6 +453,13 @@ class _Push:
             ),
             producers=(transcript.producer,),
         )
+        if self.key is None:
+            return manifest
+        # From the first backup on that it opens, the key is nowhere on this host but in this process.
+        for destination in self.destinations:
+            if destination.journal is not None:
+                destination.journal.drop_key()
+        return authenticated(manifest, {self.options.name: self.key})
 
     # -- the end -----------------------------------------------------------------------------------------
 
@@ -465,6 +498,7 @@ class _Push:
                 [destination.rules for destination in self.destinations if destination.rules is not None],
                 transcript.stored.size,
                 transcript.frames,
+                encrypted=self.key is not None,
             ),
             peak_memory=memory.peak_memory(),
         )

@@ -5,13 +5,15 @@ from __future__ import annotations
 import io
 import threading
 from collections import OrderedDict
+from collections.abc import Sequence
 
+from backhaul.formats.age_keys import Identity
 from backhaul.operations import series
+from backhaul.operations.encryption import unlock
 from backhaul.operations.places import reference_at
-from backhaul.operations.reading import StoredStream
+from backhaul.operations.reading import StoredStream, choose_stream
 from backhaul.planning.read_ranges import ReadRange
 from backhaul.stores.open import open_store
-from backhaul.transforms.compress import FrameDecompressor
 
 # Decoded frames that are kept, so that small reads near each other fetch once: 8 x 4 MiB.
 CACHED_FRAMES = 8
@@ -26,19 +28,22 @@ class BackupFile(io.RawIOBase):
     --deep`` does that), and an uncompressed stream has no checksums for its parts at all.
     """
 
-    def __init__(self, reference: str, stream: str | None = None) -> None:
+    def __init__(self, reference: str, stream: str | None = None, identities: Sequence[Identity] = ()) -> None:
         super().__init__()
         location, when = reference_at(reference)
         self._store = open_store(location)
         try:
             self.id = series.find_backup(self._store, when)
-            self._stream = StoredStream(self._store, series.read_manifest(self._store, self.id), stream)
+            committed = series.read_backup(self._store, self.id)
+            record = choose_stream(self._store, committed.manifest, stream)
+            key = unlock(self._store, committed, record, identities)
+            self._stream = StoredStream(self._store, committed.manifest, record, key)
         except BaseException:
             self._store.close()
             raise
         self.name = f"{location.text}@{self.id}"
         self.size = self._stream.record.raw.size
-        self._decompressor = FrameDecompressor()
+        self._decoder = self._stream.decoder()
         self._cache: OrderedDict[int, memoryview] = OrderedDict()
         self._lock = threading.Lock()
         self._position = 0
@@ -112,28 +117,30 @@ class BackupFile(io.RawIOBase):
         if index in self._cache:
             self._cache.move_to_end(index)
             return part.raw_offset, self._cache[index]
-        stored = memoryview(bytearray(part.length))
+        stored = memoryview(bytearray(self._stream.span(part.offset, part.length)[1]))
         content = memoryview(bytearray(part.raw_length))
-        self._stream.read(part, stored, content, self._decompressor)
+        self._stream.read(part, stored, content, self._decoder)
         self._cache[index] = content
         while len(self._cache) > CACHED_FRAMES:
             self._cache.popitem(last=False)
         return part.raw_offset, content
 
 
-def open_stream(reference: str, stream: str | None = None) -> io.BufferedReader:
+def open_stream(reference: str, stream: str | None = None, identities: Sequence[Identity] = ()) -> io.BufferedReader:
     """Open a stream of a committed backup for reading.
 
     Args:
         reference: ``SERIES[@WHEN]``.
         stream: its name; None for the only one.
+        identities: for an encrypted one: whose secrets open it (``backhaul.read_identities``).
 
     Returns:
         A seekable, buffered, read-only binary file over the raw bytes.
 
     Raises:
         BackupNotFoundError: no such backup or stream.
+        IdentityError: it is encrypted, and no identity fits.
         IntegrityError: its object or manifest is damaged.
         StoreError: the store could not be read.
     """
-    return io.BufferedReader(BackupFile(reference, stream), buffer_size=128 << 10)
+    return io.BufferedReader(BackupFile(reference, stream, identities), buffer_size=128 << 10)

@@ -1,4 +1,9 @@
-"""Reading a stream of a committed backup: what is shared by pull, deep verify and ``open``."""
+"""Reading a stream of a committed backup: what is shared by pull, deep verify and ``open``.
+
+Three coordinates: the *raw* stream; the *content*, frames and seek table, which for an encrypted stream is inside the
+encryption; and the *object*, what lies in the store. Ranges (``planning.read_ranges``) are of raw and content; where a
+stream is not encrypted its content is its object.
+"""
 
 from __future__ import annotations
 
@@ -11,10 +16,12 @@ import msgspec
 
 from backhaul.errors import BackupNotFoundError, FormatError, IntegrityError, ObjectNotFoundError
 from backhaul.formats import names, seekable
+from backhaul.formats.age import CHUNK_SIZE, Payload
 from backhaul.model.manifest import Manifest, SegmentRecord, StreamRecord
 from backhaul.planning.read_ranges import ReadRange, framed_ranges, plain_ranges
 from backhaul.stores.base import Store
 from backhaul.transforms.compress import FrameDecompressor
+from backhaul.transforms.encrypt import StreamKey
 
 # A frame must fit memory. Ours have 4 MiB; anything near this bound is no frame of a backup.
 MAX_FRAME = 1 << 30
@@ -28,20 +35,42 @@ class _OpenSegment(msgspec.Struct, frozen=True):
     etag: str | None
 
 
+class RangeDecoder:
+    """What one thread needs to decode ranges: a decompressor, a cipher, and memory that is used again."""
+
+    def __init__(self, key: StreamKey | None) -> None:
+        self.decompressor = FrameDecompressor()
+        self.cipher = key.cipher() if key is not None else None
+        self._opened = memoryview(b"")
+
+    def opened(self, size: int) -> memoryview:
+        """Return memory for that many opened bytes; its content is that of the last use."""
+        if len(self._opened) < size:
+            self._opened = memoryview(bytearray(size))
+        return self._opened[:size]
+
+
 class StoredStream:
     """One stream of a backup in a store, ready to be read in ranges.
 
     Opening it reads the seek table (for ``codec: zstd``) and checks it against the manifest; every later
     read insists on the same version of the object.
 
+    Args:
+        store: where it lies.
+        manifest: the backup's.
+        record: the stream's record in it (``choose_stream``).
+        key: the stream's key if it is encrypted, from ``encryption.unlock``, which has checked the manifest.
+
     Raises:
-        BackupNotFoundError: the backup has no such stream.
         IntegrityError: the object is missing, shortened, or its seek table contradicts the manifest.
     """
 
-    def __init__(self, store: Store, manifest: Manifest, stream: str | None) -> None:
+    def __init__(self, store: Store, manifest: Manifest, record: StreamRecord, key: StreamKey | None) -> None:
         self.store = store
-        self.record = choose_stream(store, manifest, stream)
+        self.record = record
+        self._key = key
+        self._payload: Payload | None = None
         self._backup = manifest.id
         self.where = f"{store.url}/{names.object_key(manifest.id, self.record.object)}"
         records = self.record.objects
@@ -50,8 +79,17 @@ class StoredStream:
         with ThreadPoolExecutor(min(_PARALLEL_LOOKS, len(records))) as pool:
             self._segments = list(pool.map(self._open_segment, records))
         self._starts = list(itertools.accumulate((s.size for s in self._segments[:-1]), initial=0))
+        self._content_size = self.record.stored.size
+        if record.encryption is not None:
+            assert key is not None
+            self._payload = Payload(record.encryption.header_size, record.encryption.payload_size)
+            self._content_size = self._payload.size
+            if self._payload.end != record.stored.size:
+                raise self.damaged("the manifest's payload size does not fit the stored size")
         self.rereads = 0
-        self.table_bytes = b""
+        # What of the object is not part of any range: its first bytes, and its last ones with their offset.
+        self.head = key.header if key is not None else b""
+        self.tail = (self.record.stored.size, b"")
         self.table = self._open_table()
 
     def _open_segment(self, record: SegmentRecord) -> _OpenSegment:
@@ -66,12 +104,29 @@ class StoredStream:
     def ranges(self, max_stored: int, max_raw: int) -> Iterator[ReadRange]:
         """Yield the ranges that make the whole stream, in order."""
         if self.table is None:
+            # (Both limits are whole chunks: a sealed one is fetched once.)
             yield from plain_ranges(self.record.raw.size, max_stored)
         else:
             yield from framed_ranges(self.table, max_stored, max_raw)
 
+    @property
+    def encrypted(self) -> bool:
+        """Whether the content is inside an encryption."""
+        return self._payload is not None
+
+    def decoder(self) -> RangeDecoder:
+        """Return what a thread needs to read ranges."""
+        return RangeDecoder(self._key)
+
+    def span(self, offset: int, length: int) -> tuple[int, int]:
+        """Return the offset and length in the object of what has to be fetched for a piece of the content."""
+        if self._payload is None:
+            return offset, length
+        chunks = self._payload.covering(offset, length)
+        return chunks.offset, chunks.length
+
     def fetch(self, offset: int, out: memoryview) -> None:
-        """Fill ``out`` with stored bytes.
+        """Fill ``out`` with bytes of the object, or objects.
 
         Raises:
             IntegrityError: the object is not there, or ends too soon.
@@ -92,8 +147,8 @@ class StoredStream:
             if out and index == len(self._segments):
                 raise self.damaged(f"it ends before byte {offset}")
 
-    def read(self, part: ReadRange, stored: memoryview, out: memoryview, decompressor: FrameDecompressor) -> None:
-        """Fetch a range into ``stored`` and decode it into ``out``; from many threads.
+    def read(self, part: ReadRange, stored: memoryview, out: memoryview, decoder: RangeDecoder) -> None:
+        """Fetch a range's span into ``stored`` and decode it into ``out``; from many threads, each with its decoder.
 
         A range that arrives damaged is fetched again: what the network damaged is whole then, what the store
         damaged is not. ``rereads`` counts these.
@@ -102,30 +157,32 @@ class StoredStream:
             IntegrityError: it is damaged where it lies.
             PreconditionError: the object was replaced since this stream was opened.
         """
+        offset, _ = self.span(part.offset, part.length)
         for last in (False,) * _REREADS + (True,):
-            self.fetch(part.offset, stored)
+            self.fetch(offset, stored)
             try:
-                self.decode(part, stored, out, decompressor)
+                self._decode(part, stored, out, decoder)
                 return
             except IntegrityError:
                 if last:
                     raise
                 self.rereads += 1
 
-    def decode(self, part: ReadRange, stored: memoryview, out: memoryview, decompressor: FrameDecompressor) -> None:
+    def _decode(self, part: ReadRange, stored: memoryview, out: memoryview, decoder: RangeDecoder) -> None:
         """Decode the frames of a range, side by side in ``out``, each against its checksum.
 
         Raises:
-            IntegrityError: a frame is damaged, with the object and the frame named.
+            IntegrityError: a frame or chunk is damaged, with the object and its place named.
         """
+        stored = self._opened(part.offset, part.length, stored, decoder)
         if self.table is None:
-            out[: part.raw_length] = stored[: part.length]
+            out[: part.raw_length] = stored
             return
         stored_at = raw_at = 0
         for frame in range(part.first_frame, part.first_frame + part.frames):
             stored_size, raw_size = self.table.stored_sizes[frame], self.table.raw_sizes[frame]
             try:
-                decompressor.decompress_into(
+                decoder.decompressor.decompress_into(
                     stored[stored_at : stored_at + stored_size], out[raw_at : raw_at + raw_size]
                 )
             except IntegrityError as error:
@@ -133,6 +190,24 @@ class StoredStream:
                 raise self.damaged(f"frame {frame} at byte {at}: {error.what.lower()}: {error.why}") from error
             stored_at += stored_size
             raw_at += raw_size
+
+    def _opened(self, offset: int, length: int, stored: memoryview, decoder: RangeDecoder) -> memoryview:
+        """Return a piece of the content from the span of the object that was fetched for it.
+
+        Raises:
+            IntegrityError: a chunk is not authentic.
+        """
+        if self._payload is None:
+            return stored[:length]
+        assert decoder.cipher is not None
+        chunks = self._payload.covering(offset, length)
+        opened = decoder.opened(len(stored))
+        try:
+            decoder.cipher.open_into(self._payload, chunks.first, stored[: chunks.length], opened)
+        except IntegrityError as error:
+            raise self.damaged(f"{error.what.lower()}: {error.why}") from error
+        skipped = offset - chunks.first * CHUNK_SIZE
+        return opened[skipped : skipped + length]
 
     def check_raw(self, size: int, blake3: str) -> None:
         """Compare what was read with what was pushed.
@@ -166,8 +241,10 @@ class StoredStream:
     def _read_table(self) -> seekable.SeekTable | None:
         record = self.record
         if record.codec.name == "none":
-            if record.stored.size != record.raw.size:
+            if self._content_size != record.raw.size:
                 raise self.damaged("the manifest gives different raw and stored sizes for an uncompressed stream")
+            if self._content_size == 0:
+                self._read_tail(0, 0)  # no range will: even of nothing the last chunk says that it is all
             return None
         position = record.seek_table
         if record.codec.name != "zstd" or position is None:
@@ -176,11 +253,9 @@ class StoredStream:
                 f"its codec is {record.codec.name!r}",
                 "Install a newer Backhaul, or decode the object with the program of that name.",
             )
-        if position.offset + position.size != record.stored.size or position.size != seekable.table_size(record.frames):
+        if position.offset + position.size != self._content_size or position.size != seekable.table_size(record.frames):
             raise self.damaged("the manifest's seek table position does not fit the object")
-        content = bytearray(position.size)
-        self.fetch(position.offset, memoryview(content))
-        self.table_bytes = bytes(content)
+        content = self._read_tail(position.offset, position.size)
         try:
             table = seekable.decode(content)
         except FormatError as error:
@@ -194,6 +269,14 @@ class StoredStream:
         if max(*table.raw_sizes, 0) > MAX_FRAME or max(*table.stored_sizes, 0) > MAX_FRAME:
             raise self.damaged("its seek table names a frame of more than a gigabyte")
         return table
+
+    def _read_tail(self, offset: int, length: int) -> bytes:
+        """Read the end of the content; ``tail`` is what of the object was fetched for it."""
+        start, size = self.span(offset, length)
+        stored = bytearray(size)
+        self.fetch(start, memoryview(stored))
+        self.tail = (start, bytes(stored))
+        return bytes(self._opened(offset, length, memoryview(stored), self.decoder()))
 
 
 def choose_stream(store: Store, manifest: Manifest, name: str | None) -> StreamRecord:

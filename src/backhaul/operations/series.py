@@ -27,6 +27,13 @@ from backhaul.stores.base import Store
 from backhaul.transforms.digest import crc64nvme, encode_crc64nvme
 
 
+class CommittedBackup(msgspec.Struct, frozen=True):
+    """A manifest as it lies in the store, and what it says."""
+
+    text: bytes
+    manifest: Manifest
+
+
 def new_claim(now: dt.datetime) -> Claim:
     """Return a claim that no other run has."""
     return Claim(run=secrets.token_hex(8), host=socket.gethostname(), pid=os.getpid(), since=now.isoformat())
@@ -89,6 +96,11 @@ def write_manifest(store: Store, manifest: Manifest) -> StoredObject:
 
 
 def read_manifest(store: Store, backup: str) -> Manifest:
+    """Read what the manifest of a backup says. Raises as ``read_backup`` does."""
+    return read_backup(store, backup).manifest
+
+
+def read_backup(store: Store, backup: str) -> CommittedBackup:
     """Read the manifest of a backup.
 
     Raises:
@@ -102,9 +114,9 @@ def read_manifest(store: Store, backup: str) -> Manifest:
         raise BackupNotFoundError(f"There is no backup {backup} in {store.url}", f"{where} does not exist", _LIST)
     if found.size > manifest_format.MAX_SIZE:
         raise IntegrityError(f"{where} is not a manifest", f"it has {found.size} bytes", _LIST)
-    content = _read_checked(store, key, found, where)
+    content = bytes(_read_checked(store, key, found, where))
     try:
-        return manifest_format.decode(bytes(content), where=where, expected_id=backup)
+        return CommittedBackup(content, manifest_format.decode(content, where=where, expected_id=backup))
     except FormatError as error:
         raise IntegrityError(error.what, error.why, error.todo) from error
 

@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Sequence
 
 import msgspec
 
 from backhaul.errors import BackhaulError, IntegrityError, ObjectNotFoundError, PreconditionError
 from backhaul.formats import names
+from backhaul.formats.age_keys import Identity
 from backhaul.model.manifest import Manifest, SegmentRecord, StreamRecord
 from backhaul.model.results import IDENTITY_CHECKS, Check, VerifyResult
 from backhaul.operations import memory, series
+from backhaul.operations.encryption import unlock
 from backhaul.operations.places import reference_at
 from backhaul.operations.progress import PullProgress
 from backhaul.operations.pull import decoded
@@ -20,6 +23,7 @@ from backhaul.stores.base import Store
 from backhaul.stores.open import DEFAULT_PATIENCE, open_store
 from backhaul.stores.retry import RetryPolicy
 from backhaul.transforms.digest import StreamDigest
+from backhaul.transforms.encrypt import StreamKey
 
 
 def verify(
@@ -29,6 +33,7 @@ def verify(
     workers: int | None = None,
     patience: float = DEFAULT_PATIENCE,
     progress: PullProgress | None = None,
+    identities: Sequence[Identity] = (),
 ) -> VerifyResult:
     """Check one backup.
 
@@ -38,12 +43,14 @@ def verify(
         workers: threads that fetch and decode (deep).
         patience: seconds for which a store that is ill or away is tried again.
         progress: counters to keep up to date (deep).
+        identities: for encrypted streams: whose secrets open them (needed for deep), and check the manifest's MAC.
 
     Returns:
         Every check; ``ok`` is False when any found a problem.
 
     Raises:
         BackupNotFoundError: there is no such backup.
+        IdentityError: it is encrypted, and no identity fits.
         IntegrityError: its manifest can't be read.
         StoreError: the store could not be asked, so nothing is known.
     """
@@ -53,13 +60,20 @@ def verify(
     counters = progress or PullProgress()
     try:
         backup = series.find_backup(store, when)
-        manifest = series.read_manifest(store, backup)
+        committed = series.read_backup(store, backup)
+        manifest = committed.manifest
         checks = [Check(object=f"{backup}/{names.MANIFEST}", check="manifest", state="ok", detail="readable")]
         counters.total = manifest.raw_size
         for record in manifest.streams:
             found = _shallow(store, manifest, record)
-            if deep and all(check.state != "problem" or check.check in IDENTITY_CHECKS for check in found):
-                content = _deep(store, manifest, record, workers or 2 * memory.default_workers(), counters)
+            readable = all(check.state != "problem" or check.check in IDENTITY_CHECKS for check in found)
+            key = None
+            if readable and (identities or deep):
+                key, authentic = _authentic(store, committed, record, identities)
+                found += authentic
+                readable = all(check.state == "ok" for check in authentic)
+            if deep and readable:
+                content = _deep(store, manifest, record, key, workers or 2 * memory.default_workers(), counters)
                 if content.state == "ok":
                     found = [_outweighed(check) for check in found]
                 found.append(content)
@@ -74,6 +88,21 @@ def verify(
         bytes_read=counters.stored,
         seconds=time.monotonic() - clock,
     )
+
+
+def _authentic(
+    store: Store, backup: series.CommittedBackup, record: StreamRecord, identities: Sequence[Identity]
+) -> tuple[StreamKey | None, list[Check]]:
+    """Make sure of the manifest with the key of a stream, and return that; nothing where nothing is encrypted."""
+    key_of = names.object_key(backup.manifest.id, names.MANIFEST)
+    try:
+        key = unlock(store, backup, record, identities)
+    except IntegrityError as error:
+        return None, [Check(object=key_of, check="authentic", state="problem", detail=str(error))]
+    if key is None:
+        return None, []
+    detail = f"its MAC is that of whoever encrypted {record.object}"
+    return key, [Check(object=key_of, check="authentic", state="ok", detail=detail)]
 
 
 def _outweighed(check: Check) -> Check:
@@ -136,35 +165,50 @@ def _look(store: Store, key: str, record: SegmentRecord) -> list[Check]:
     return checks
 
 
-def _deep(store: Store, manifest: Manifest, record: StreamRecord, workers: int, progress: PullProgress) -> Check:
+class _StoredDigest:
+    """The digest of an object that comes in pieces, in order, of which neighbours may overlap."""
+
+    def __init__(self) -> None:
+        self.digest = StreamDigest()
+
+    def feed(self, offset: int, data: memoryview | bytes) -> None:
+        assert offset <= self.digest.size
+        self.digest.feed(memoryview(data)[self.digest.size - offset :])
+
+
+def _deep(
+    store: Store, manifest: Manifest, record: StreamRecord, key: StreamKey | None, workers: int, progress: PullProgress
+) -> Check:
     """Read all of a stream; once more if something is wrong, since it may be the line and not the store."""
     done = progress.raw
-    found = _read_through(store, manifest, record, workers, progress)
+    found = _read_through(store, manifest, record, key, workers, progress)
     if found.state == "problem":
         progress.raw = done
-        found = _read_through(store, manifest, record, workers, progress)
+        found = _read_through(store, manifest, record, key, workers, progress)
     return found
 
 
 def _read_through(
-    store: Store, manifest: Manifest, record: StreamRecord, workers: int, progress: PullProgress
+    store: Store, manifest: Manifest, record: StreamRecord, key: StreamKey | None, workers: int, progress: PullProgress
 ) -> Check:
-    key = names.object_key(manifest.id, record.objects[0].object)
-    raw, stored = StreamDigest(crc=False), StreamDigest()
+    where = names.object_key(manifest.id, record.objects[0].object)
+    raw, stored = StreamDigest(crc=False), _StoredDigest()
     try:
-        stream = StoredStream(store, manifest, record.name)
+        stream = StoredStream(store, manifest, record, key)
+        stored.feed(0, stream.head)
         with Supervisor("verify") as group:
             for data in decoded(stream, group, workers, progress, on_stored=stored.feed):
                 raw.feed(data)
                 progress.raw += len(data)
-        stored.feed(stream.table_bytes)
-        progress.fetched(len(stream.table_bytes))
+        stored.feed(*stream.tail)
+        progress.fetched(len(stream.head) + len(stream.tail[1]))
         stream.check_raw(raw.size, raw.blake3)
-        if (stored.size, stored.blake3) != (record.stored.size, record.stored.blake3):
-            raise stream.damaged(f"its BLAKE3 is {stored.blake3}, and {record.stored.blake3} was stored")
+        digest = stored.digest
+        if (digest.size, digest.blake3) != (record.stored.size, record.stored.blake3):
+            raise stream.damaged(f"its BLAKE3 is {digest.blake3}, and {record.stored.blake3} was stored")
     except (IntegrityError, ObjectNotFoundError, PreconditionError) as error:
-        return Check(object=key, check="content", state="problem", detail=_sentence(error))
-    return Check(object=key, check="content", state="ok", detail=f"{raw.size} bytes decoded, BLAKE3 {raw.blake3}")
+        return Check(object=where, check="content", state="problem", detail=_sentence(error))
+    return Check(object=where, check="content", state="ok", detail=f"{raw.size} bytes decoded, BLAKE3 {raw.blake3}")
 
 
 def _sentence(error: BackhaulError) -> str:

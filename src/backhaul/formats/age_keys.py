@@ -1,0 +1,471 @@
+"""Recipients and identities of age v1: text to values, and the file key into a stanza and out of it again.
+
+X25519 keys and passphrases after C2SP ``age``, SSH keys after the ``age`` program (its package ``agessh``). A recipient
+is public; an identity is a secret, and neither its text nor its ``repr`` nor an error ever shows it.
+
+Randomness is the caller's (``Random``), so that all of this can be tested with known numbers.
+"""
+
+from __future__ import annotations
+
+import base64
+import binascii
+import hashlib
+from collections.abc import Callable, Iterable, Sequence
+from typing import Protocol
+
+from cryptography.exceptions import InvalidTag, UnsupportedAlgorithm
+from cryptography.hazmat.primitives import serialization
+from cryptography.hazmat.primitives.asymmetric import padding
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey, Ed25519PublicKey
+from cryptography.hazmat.primitives.asymmetric.rsa import RSAPrivateKey, RSAPublicKey
+from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PrivateKey, X25519PublicKey
+from cryptography.hazmat.primitives.ciphers.aead import ChaCha20Poly1305
+from cryptography.hazmat.primitives.hashes import SHA256
+from cryptography.hazmat.primitives.kdf.scrypt import Scrypt
+
+from backhaul.errors import FormatError, IdentityError
+from backhaul.formats import bech32
+from backhaul.formats.age import FILE_KEY_SIZE, TAG_SIZE, Header, Stanza, decode64, derive_key, encode64
+
+Random = Callable[[int], bytes]
+
+IDENTITY_PREFIX = "AGE-SECRET-KEY-"
+_RECIPIENT_PREFIX = "age"
+_X25519 = "X25519"
+_SCRYPT = "scrypt"
+_SSH_ED25519 = "ssh-ed25519"
+_SSH_RSA = "ssh-rsa"
+_LABEL = b"age-encryption.org/v1/"
+# 2**22 takes 4 GiB of memory: the same limit as the age program's.
+_MOST_WORK = 22
+_SALT_SIZE = 16
+_LEAST_RSA = 2048
+_PRIME = 2**255 - 19
+_UNKNOWN_KEYS = ("age1pq1", "age1tag", "AGE-SECRET-KEY-PQ-", "AGE-PLUGIN-")
+
+
+class Recipient(Protocol):
+    """Whoever may read what is encrypted. ``text`` is its public form, without a comment."""
+
+    text: str
+
+    def wrap(self, file_key: bytes, random: Random) -> Stanza:
+        """Return the stanza that carries the file key to the recipient."""
+        ...
+
+
+class Identity(Protocol):
+    """The secret that belongs to a recipient. ``recipient`` is that one's text; empty for a passphrase."""
+
+    recipient: str
+
+    def unwrap(self, stanzas: Sequence[Stanza]) -> bytes | None:
+        """Return the file key if one of the stanzas carries it to this identity.
+
+        Raises:
+            FormatError: a stanza of the identity's type is malformed.
+        """
+        ...
+
+
+def key_id(recipient: str) -> str:
+    """Return the short name of a key: 16 hexadecimal digits of the SHA-256 of the recipient's text.
+
+    It tells people which key a backup is for. It does not give the recipient away, without which nobody can make
+    a backup that the identity opens.
+    """
+    return hashlib.sha256(recipient.encode()).hexdigest()[:16]
+
+
+def unwrap(header: Header, identities: Iterable[Identity]) -> bytes:
+    """Return the file key.
+
+    Raises:
+        IdentityError: none of the identities fits.
+        FormatError: the header is malformed.
+    """
+    if len(header.stanzas) > 1 and any(stanza.type == _SCRYPT for stanza in header.stanzas):
+        raise FormatError("This is no age header", "it mixes a passphrase with other recipients")
+    for identity in identities:
+        file_key = identity.unwrap(header.stanzas)
+        if file_key is not None:
+            return file_key
+    raise IdentityError("No identity fits", "the age header has no stanza for it")
+
+
+# -- X25519 ----------------------------------------------------------------------------------------------
+
+
+class X25519Recipient:
+    """An ``age1...`` recipient."""
+
+    def __init__(self, public: bytes) -> None:
+        self._public = public
+        self.text = bech32.encode(_RECIPIENT_PREFIX, public)
+
+    def wrap(self, file_key: bytes, random: Random) -> Stanza:
+        """See ``Recipient.wrap``."""
+        ephemeral = X25519PrivateKey.from_private_bytes(random(32))
+        share = ephemeral.public_key().public_bytes_raw()
+        secret = _exchange(ephemeral, self._public)
+        key = derive_key(secret, share + self._public, _LABEL + _X25519.encode())
+        return Stanza(_X25519, (encode64(share),), _seal(key, file_key))
+
+
+class X25519Identity:
+    """An ``AGE-SECRET-KEY-1...`` identity."""
+
+    def __init__(self, secret: bytes) -> None:
+        self._private = X25519PrivateKey.from_private_bytes(secret)
+        self._public = self._private.public_key().public_bytes_raw()
+        self.recipient = X25519Recipient(self._public).text
+
+    def __repr__(self) -> str:
+        return f"<identity of {self.recipient}>"
+
+    def text(self) -> str:
+        """Return the secret as it is written into an identity file."""
+        return bech32.encode(IDENTITY_PREFIX.lower(), self._private.private_bytes_raw()).upper()
+
+    def unwrap(self, stanzas: Sequence[Stanza]) -> bytes | None:
+        """See ``Identity.unwrap``."""
+        for stanza in stanzas:
+            if stanza.type != _X25519:
+                continue
+            (share,) = _arguments(stanza, 32)
+            key = derive_key(_exchange(self._private, share), share + self._public, _LABEL + _X25519.encode())
+            file_key = _open(key, stanza)
+            if file_key is not None:
+                return file_key
+        return None
+
+
+def new_identity(random: Random) -> X25519Identity:
+    """Return a fresh identity."""
+    return X25519Identity(random(32))
+
+
+# -- passphrases -----------------------------------------------------------------------------------------
+
+
+class PassphraseIdentity:
+    """A passphrase, by scrypt: what ``age -p`` encrypts identity files with."""
+
+    def __init__(self, passphrase: str) -> None:
+        self._passphrase = passphrase.encode()
+        self.recipient = ""
+
+    def __repr__(self) -> str:
+        return "<a passphrase>"
+
+    def unwrap(self, stanzas: Sequence[Stanza]) -> bytes | None:
+        """See ``Identity.unwrap``."""
+        for stanza in stanzas:
+            if stanza.type != _SCRYPT:
+                continue
+            work = stanza.arguments[1] if len(stanza.arguments) == 2 else ""
+            if not (work.isascii() and work.isdigit()) or work[0] == "0" or len(work) > 2 or int(work) > _MOST_WORK:
+                raise _malformed(stanza, f"its work factor is not a number up to {_MOST_WORK}")
+            salt = decode64(stanza.arguments[0])
+            if len(salt) != _SALT_SIZE:
+                raise _malformed(stanza, "its salt has another length")
+            _check_body(stanza)
+            scrypt = Scrypt(salt=_LABEL + _SCRYPT.encode() + salt, length=32, n=1 << int(work), r=8, p=1)
+            return _open(scrypt.derive(self._passphrase), stanza)
+        return None
+
+
+# -- SSH keys --------------------------------------------------------------------------------------------
+
+
+class SshEd25519Recipient:
+    """An ``ssh-ed25519`` public key: encrypted to as the Curve25519 point that it is as well."""
+
+    def __init__(self, blob: bytes, key: Ed25519PublicKey) -> None:
+        self.text = f"{_SSH_ED25519} {base64.b64encode(blob).decode()}"
+        self._blob = blob
+        self._public = _montgomery(key.public_bytes_raw())
+
+    def wrap(self, file_key: bytes, random: Random) -> Stanza:
+        """See ``Recipient.wrap``."""
+        ephemeral = X25519PrivateKey.from_private_bytes(random(32))
+        share = ephemeral.public_key().public_bytes_raw()
+        secret = _tweaked(self._blob, _exchange(ephemeral, self._public))
+        key = derive_key(secret, share + self._public, _LABEL + _SSH_ED25519.encode())
+        return Stanza(_SSH_ED25519, (_fingerprint(self._blob), encode64(share)), _seal(key, file_key))
+
+
+class SshEd25519Identity:
+    """An OpenSSH Ed25519 private key."""
+
+    def __init__(self, key: Ed25519PrivateKey) -> None:
+        self._blob = _blob_of(key.public_key())
+        self.recipient = SshEd25519Recipient(self._blob, key.public_key()).text
+        self._public = _montgomery(key.public_key().public_bytes_raw())
+        self._private = X25519PrivateKey.from_private_bytes(hashlib.sha512(key.private_bytes_raw()).digest()[:32])
+
+    def __repr__(self) -> str:
+        return f"<identity of {self.recipient}>"
+
+    def unwrap(self, stanzas: Sequence[Stanza]) -> bytes | None:
+        """See ``Identity.unwrap``."""
+        for stanza in stanzas:
+            if stanza.type != _SSH_ED25519:
+                continue
+            tag, share = _arguments(stanza, 4, 32)
+            if encode64(tag) != _fingerprint(self._blob):
+                continue
+            secret = _tweaked(self._blob, _exchange(self._private, share))
+            file_key = _open(derive_key(secret, share + self._public, _LABEL + _SSH_ED25519.encode()), stanza)
+            if file_key is not None:
+                return file_key
+        return None
+
+
+class SshRsaRecipient:
+    """An ``ssh-rsa`` public key."""
+
+    def __init__(self, blob: bytes, key: RSAPublicKey) -> None:
+        if key.key_size < _LEAST_RSA:
+            raise FormatError(
+                "This RSA key is too short", f"it has {key.key_size} bits", f"Use one of {_LEAST_RSA} or more."
+            )
+        self.text = f"{_SSH_RSA} {base64.b64encode(blob).decode()}"
+        self._blob = blob
+        self._key = key
+
+    def wrap(self, file_key: bytes, random: Random) -> Stanza:
+        """See ``Recipient.wrap``. (OAEP draws its own randomness.)"""
+        return Stanza(_SSH_RSA, (_fingerprint(self._blob),), self._key.encrypt(file_key, _oaep()))
+
+
+class SshRsaIdentity:
+    """An RSA private key."""
+
+    def __init__(self, key: RSAPrivateKey) -> None:
+        self._key = key
+        self._blob = _blob_of(key.public_key())
+        self.recipient = SshRsaRecipient(self._blob, key.public_key()).text
+
+    def __repr__(self) -> str:
+        return f"<identity of {self.recipient}>"
+
+    def unwrap(self, stanzas: Sequence[Stanza]) -> bytes | None:
+        """See ``Identity.unwrap``."""
+        for stanza in stanzas:
+            if stanza.type != _SSH_RSA:
+                continue
+            (tag,) = _arguments(stanza, 4)
+            if encode64(tag) != _fingerprint(self._blob):
+                continue
+            try:
+                file_key = self._key.decrypt(stanza.body, _oaep())
+            except ValueError:
+                continue
+            if len(file_key) == FILE_KEY_SIZE:
+                return file_key
+        return None
+
+
+# -- text ------------------------------------------------------------------------------------------------
+
+
+def parse_recipient(text: str) -> Recipient:
+    """Read ``age1...``, or an SSH public key as it stands in an ``authorized_keys`` or ``.pub`` file.
+
+    Raises:
+        FormatError: it is no recipient. A secret key is never quoted.
+    """
+    words = text.split()
+    if text.strip().upper().startswith((IDENTITY_PREFIX, "AGE-PLUGIN-")):
+        raise FormatError(
+            "That is an identity, the secret half of a key",
+            "backups are encrypted to the public half, and a secret in a command line can be read by others",
+            "Give its recipient: the age1... in the file's comment. Better make a new key: backhaul keygen -o FILE",
+        )
+    if words[:1] in ([_SSH_ED25519], [_SSH_RSA]) and len(words) > 1:
+        return _ssh_recipient(words)
+    if text.startswith(_UNKNOWN_KEYS):
+        raise FormatError(
+            f"The recipient {text[:24]}... is of a kind that Backhaul does not know",
+            "it knows age's X25519 keys (age1...) and SSH's ssh-ed25519 and ssh-rsa",
+            "Encrypt to such a key as well, made by: backhaul keygen -o FILE",
+        )
+    try:
+        prefix, public = bech32.decode(text)
+    except FormatError as error:
+        raise _no_recipient(text, error.why) from error
+    if prefix != _RECIPIENT_PREFIX or len(public) != 32:
+        raise _no_recipient(text, f"an age recipient begins with age1, and this with {prefix}1")
+    return X25519Recipient(public)
+
+
+def parse_recipients(text: str) -> list[Recipient]:
+    """Read a file of recipients, one a line; empty lines and those that begin with ``#`` are passed over.
+
+    Raises:
+        FormatError: a line is none, or there is none.
+    """
+    found = []
+    for number, line in _lines(text):
+        try:
+            found.append(parse_recipient(line))
+        except FormatError as error:
+            raise FormatError(error.what, f"line {number}: {error.why}", error.todo) from error
+    if not found:
+        raise FormatError("There is no recipient", "no line holds one", "Write one age1... on each line.")
+    return found
+
+
+def parse_identities(text: str) -> list[Identity]:
+    """Read a file of ``AGE-SECRET-KEY-1...`` identities, one a line, as ``parse_recipients`` does.
+
+    Raises:
+        FormatError: a line is none, or there is none. Lines are not quoted.
+    """
+    found: list[Identity] = []
+    for number, line in _lines(text):
+        if line.startswith(_UNKNOWN_KEYS):
+            raise FormatError(
+                f"Line {number} is an identity of a kind that Backhaul does not know",
+                "it knows AGE-SECRET-KEY-1... and SSH private keys",
+                "Decrypt the stream's object with the age program and that identity.",
+            )
+        try:
+            prefix, secret = bech32.decode(line)
+        except FormatError as error:
+            raise FormatError(f"Line {number} is no identity", error.why, _IDENTITY_TODO) from error
+        if prefix != IDENTITY_PREFIX.lower() or len(secret) != 32:
+            raise FormatError(f"Line {number} is no identity", "it is another kind of key", _IDENTITY_TODO)
+        found.append(X25519Identity(secret))
+    if not found:
+        raise FormatError("There is no identity", "no line holds one", _IDENTITY_TODO)
+    return found
+
+
+def parse_ssh_identity(pem: bytes, passphrase: str | None = None) -> Identity | None:
+    """Read an SSH private key; None if it takes a passphrase and there is none.
+
+    Raises:
+        FormatError: it is no key that can be used, or the passphrase is wrong.
+    """
+    secret = passphrase.encode() if passphrase is not None else None
+    try:
+        if b"BEGIN OPENSSH PRIVATE KEY" in pem:
+            key = serialization.load_ssh_private_key(pem, secret)
+        else:
+            key = serialization.load_pem_private_key(pem, secret)  # type: ignore[assignment]
+    except TypeError:
+        # It is encrypted, and no passphrase was given; or the other way round.
+        return None if secret is None else parse_ssh_identity(pem)
+    except UnsupportedAlgorithm as error:
+        raise FormatError(
+            "This SSH key can't be read",
+            "an encrypted one takes the Python package bcrypt",
+            "Install bcrypt beside Backhaul, or use a key of: backhaul keygen -o FILE",
+        ) from error
+    except ValueError as error:
+        raise FormatError("This SSH key can't be read", "the passphrase is wrong, or the file is damaged") from error
+    if isinstance(key, Ed25519PrivateKey):
+        return SshEd25519Identity(key)
+    if isinstance(key, RSAPrivateKey):
+        return SshRsaIdentity(key)
+    raise FormatError("This SSH key can't be used", "age knows Ed25519 and RSA keys only", "Use another one.")
+
+
+_IDENTITY_TODO = "An identity is a line AGE-SECRET-KEY-1..., as backhaul keygen and age-keygen make it."
+
+
+def _lines(text: str) -> list[tuple[int, str]]:
+    lines = ((number, line.strip()) for number, line in enumerate(text.splitlines(), 1))
+    return [(number, line) for number, line in lines if line and not line.startswith("#")]
+
+
+def _ssh_recipient(words: list[str]) -> Recipient:
+    # (The third word is a comment, often somebody's name and host: it is not kept.)
+    try:
+        blob = base64.b64decode(words[1], validate=True)
+        key = serialization.load_ssh_public_key(" ".join(words[:2]).encode())
+    except (binascii.Error, ValueError, UnsupportedAlgorithm) as error:
+        raise _no_recipient(" ".join(words[:2]), "the key is damaged") from error
+    if isinstance(key, Ed25519PublicKey):
+        return SshEd25519Recipient(blob, key)
+    if isinstance(key, RSAPublicKey):
+        return SshRsaRecipient(blob, key)
+    raise _no_recipient(words[0], "age knows Ed25519 and RSA keys only")
+
+
+def _no_recipient(text: str, why: str) -> FormatError:
+    shown = text if len(text) <= 80 else f"{text[:60]}..."
+    return FormatError(
+        f"{shown!r} is no recipient",
+        why,
+        "Give an age1... recipient (backhaul keygen makes one) or an SSH public key; a file of them goes with "
+        "--encrypt-to-file.",
+    )
+
+
+# -- the cryptography that they share --------------------------------------------------------------------
+
+
+def _exchange(private: X25519PrivateKey, public: bytes) -> bytes:
+    try:
+        return private.exchange(X25519PublicKey.from_public_bytes(public))
+    except ValueError as error:  # the shared secret would be zero: a point of low order
+        raise FormatError("This age key can't be used", "it is a point of low order") from error
+
+
+def _seal(key: bytes, file_key: bytes) -> bytes:
+    return ChaCha20Poly1305(key).encrypt(bytes(12), file_key, None)
+
+
+def _check_body(stanza: Stanza) -> None:
+    # Before anything is decrypted: a longer body could be made to open under many keys.
+    if len(stanza.body) != FILE_KEY_SIZE + TAG_SIZE:
+        raise _malformed(stanza, "its body has another length")
+
+
+def _open(key: bytes, stanza: Stanza) -> bytes | None:
+    _check_body(stanza)
+    try:
+        return ChaCha20Poly1305(key).decrypt(bytes(12), stanza.body, None)
+    except InvalidTag:
+        return None
+
+
+def _arguments(stanza: Stanza, *sizes: int) -> list[bytes]:
+    if len(stanza.arguments) != len(sizes):
+        raise _malformed(stanza, f"it has {len(stanza.arguments)} arguments")
+    values = [decode64(argument) for argument in stanza.arguments]
+    if tuple(len(value) for value in values) != sizes:
+        raise _malformed(stanza, "an argument has another length")
+    return values
+
+
+def _malformed(stanza: Stanza, why: str) -> FormatError:
+    return FormatError("This is no age header", f"its {stanza.type} stanza is malformed: {why}")
+
+
+def _oaep() -> padding.OAEP:
+    return padding.OAEP(mgf=padding.MGF1(SHA256()), algorithm=SHA256(), label=_LABEL + _SSH_RSA.encode())
+
+
+def _fingerprint(blob: bytes) -> str:
+    return encode64(hashlib.sha256(blob).digest()[:4])
+
+
+def _blob_of(key: Ed25519PublicKey | RSAPublicKey) -> bytes:
+    line = key.public_bytes(serialization.Encoding.OpenSSH, serialization.PublicFormat.OpenSSH)
+    return base64.b64decode(line.split()[1])
+
+
+def _tweaked(blob: bytes, secret: bytes) -> bytes:
+    tweak = derive_key(b"", blob, _LABEL + _SSH_ED25519.encode())
+    return _exchange(X25519PrivateKey.from_private_bytes(tweak), secret)
+
+
+def _montgomery(public: bytes) -> bytes:
+    """Return the X25519 key of an Ed25519 one: u = (1 + y) / (1 - y), by the map of RFC 7748, 4.1."""
+    y = int.from_bytes(public, "little") & (1 << 255) - 1
+    return ((1 + y) * pow(1 - y, -1, _PRIME) % _PRIME).to_bytes(32, "little")
