@@ -93,20 +93,6 @@ class ChunkRange(msgspec.Struct, frozen=True):
     length: int
 
 
-def payload_of(start: int, end: int) -> Payload:
-    """Return the payload of a file of ``end`` bytes whose header and nonce take ``start``.
-
-    Raises:
-        IntegrityError: no payload has that length: the file is cut, or continued by less than a chunk.
-    """
-    sealed = end - start
-    chunks = max(1, -(-sealed // SEALED_CHUNK_SIZE))
-    payload = Payload(start, sealed - chunks * TAG_SIZE)
-    if payload.size < 0 or payload.end != end:
-        raise IntegrityError("An age file is cut or continued", f"no payload has {sealed} bytes")
-    return payload
-
-
 def encode_header(stanzas: tuple[Stanza, ...], file_key: bytes) -> bytes:
     """Return the header for that file key."""
     text = VERSION_LINE.decode()

@@ -1,27 +1,20 @@
 """Recipients and identities of age v1: text to values, and the file key into a stanza and out of it again.
 
-X25519 keys and passphrases after C2SP ``age``, SSH keys after the ``age`` program (its package ``agessh``). A recipient
-is public; an identity is a secret, and neither its text nor its ``repr`` nor an error ever shows it.
+X25519 keys and passphrases after C2SP ``age``; for SSH keys see ``age_ssh``. A recipient is
+public; an identity is a secret, and neither its text nor its ``repr`` nor an error ever shows it.
 
 Randomness is the caller's (``Random``), so that all of this can be tested with known numbers.
 """
 
 from __future__ import annotations
 
-import base64
-import binascii
 import hashlib
 from collections.abc import Callable, Iterable, Sequence
 from typing import Protocol
 
-from cryptography.exceptions import InvalidTag, UnsupportedAlgorithm
-from cryptography.hazmat.primitives import serialization
-from cryptography.hazmat.primitives.asymmetric import padding
-from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey, Ed25519PublicKey
-from cryptography.hazmat.primitives.asymmetric.rsa import RSAPrivateKey, RSAPublicKey
+from cryptography.exceptions import InvalidTag
 from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PrivateKey, X25519PublicKey
 from cryptography.hazmat.primitives.ciphers.aead import ChaCha20Poly1305
-from cryptography.hazmat.primitives.hashes import SHA256
 from cryptography.hazmat.primitives.kdf.scrypt import Scrypt
 
 from backhaul.errors import FormatError, IdentityError
@@ -34,14 +27,12 @@ IDENTITY_PREFIX = "AGE-SECRET-KEY-"
 _RECIPIENT_PREFIX = "age"
 _X25519 = "X25519"
 _SCRYPT = "scrypt"
-_SSH_ED25519 = "ssh-ed25519"
-_SSH_RSA = "ssh-rsa"
-_LABEL = b"age-encryption.org/v1/"
+SSH_ED25519 = "ssh-ed25519"
+SSH_RSA = "ssh-rsa"
+LABEL = b"age-encryption.org/v1/"
 # 2**22 takes 4 GiB of memory: the same limit as the age program's.
 _MOST_WORK = 22
 _SALT_SIZE = 16
-_LEAST_RSA = 2048
-_PRIME = 2**255 - 19
 _UNKNOWN_KEYS = ("age1pq1", "age1tag", "AGE-SECRET-KEY-PQ-", "AGE-PLUGIN-")
 
 
@@ -108,9 +99,9 @@ class X25519Recipient:
         """See ``Recipient.wrap``."""
         ephemeral = X25519PrivateKey.from_private_bytes(random(32))
         share = ephemeral.public_key().public_bytes_raw()
-        secret = _exchange(ephemeral, self._public)
-        key = derive_key(secret, share + self._public, _LABEL + _X25519.encode())
-        return Stanza(_X25519, (encode64(share),), _seal(key, file_key))
+        secret = exchange(ephemeral, self._public)
+        key = derive_key(secret, share + self._public, LABEL + _X25519.encode())
+        return Stanza(_X25519, (encode64(share),), seal(key, file_key))
 
 
 class X25519Identity:
@@ -133,9 +124,9 @@ class X25519Identity:
         for stanza in stanzas:
             if stanza.type != _X25519:
                 continue
-            (share,) = _arguments(stanza, 32)
-            key = derive_key(_exchange(self._private, share), share + self._public, _LABEL + _X25519.encode())
-            file_key = _open(key, stanza)
+            (share,) = arguments_of(stanza, 32)
+            key = derive_key(exchange(self._private, share), share + self._public, LABEL + _X25519.encode())
+            file_key = open_body(key, stanza)
             if file_key is not None:
                 return file_key
         return None
@@ -171,100 +162,8 @@ class PassphraseIdentity:
             if len(salt) != _SALT_SIZE:
                 raise _malformed(stanza, "its salt has another length")
             _check_body(stanza)
-            scrypt = Scrypt(salt=_LABEL + _SCRYPT.encode() + salt, length=32, n=1 << int(work), r=8, p=1)
-            return _open(scrypt.derive(self._passphrase), stanza)
-        return None
-
-
-# -- SSH keys --------------------------------------------------------------------------------------------
-
-
-class SshEd25519Recipient:
-    """An ``ssh-ed25519`` public key: encrypted to as the Curve25519 point that it is as well."""
-
-    def __init__(self, blob: bytes, key: Ed25519PublicKey) -> None:
-        self.text = f"{_SSH_ED25519} {base64.b64encode(blob).decode()}"
-        self._blob = blob
-        self._public = _montgomery(key.public_bytes_raw())
-
-    def wrap(self, file_key: bytes, random: Random) -> Stanza:
-        """See ``Recipient.wrap``."""
-        ephemeral = X25519PrivateKey.from_private_bytes(random(32))
-        share = ephemeral.public_key().public_bytes_raw()
-        secret = _tweaked(self._blob, _exchange(ephemeral, self._public))
-        key = derive_key(secret, share + self._public, _LABEL + _SSH_ED25519.encode())
-        return Stanza(_SSH_ED25519, (_fingerprint(self._blob), encode64(share)), _seal(key, file_key))
-
-
-class SshEd25519Identity:
-    """An OpenSSH Ed25519 private key."""
-
-    def __init__(self, key: Ed25519PrivateKey) -> None:
-        self._blob = _blob_of(key.public_key())
-        self.recipient = SshEd25519Recipient(self._blob, key.public_key()).text
-        self._public = _montgomery(key.public_key().public_bytes_raw())
-        self._private = X25519PrivateKey.from_private_bytes(hashlib.sha512(key.private_bytes_raw()).digest()[:32])
-
-    def __repr__(self) -> str:
-        return f"<identity of {self.recipient}>"
-
-    def unwrap(self, stanzas: Sequence[Stanza]) -> bytes | None:
-        """See ``Identity.unwrap``."""
-        for stanza in stanzas:
-            if stanza.type != _SSH_ED25519:
-                continue
-            tag, share = _arguments(stanza, 4, 32)
-            if encode64(tag) != _fingerprint(self._blob):
-                continue
-            secret = _tweaked(self._blob, _exchange(self._private, share))
-            file_key = _open(derive_key(secret, share + self._public, _LABEL + _SSH_ED25519.encode()), stanza)
-            if file_key is not None:
-                return file_key
-        return None
-
-
-class SshRsaRecipient:
-    """An ``ssh-rsa`` public key."""
-
-    def __init__(self, blob: bytes, key: RSAPublicKey) -> None:
-        if key.key_size < _LEAST_RSA:
-            raise FormatError(
-                "This RSA key is too short", f"it has {key.key_size} bits", f"Use one of {_LEAST_RSA} or more."
-            )
-        self.text = f"{_SSH_RSA} {base64.b64encode(blob).decode()}"
-        self._blob = blob
-        self._key = key
-
-    def wrap(self, file_key: bytes, random: Random) -> Stanza:
-        """See ``Recipient.wrap``. (OAEP draws its own randomness.)"""
-        return Stanza(_SSH_RSA, (_fingerprint(self._blob),), self._key.encrypt(file_key, _oaep()))
-
-
-class SshRsaIdentity:
-    """An RSA private key."""
-
-    def __init__(self, key: RSAPrivateKey) -> None:
-        self._key = key
-        self._blob = _blob_of(key.public_key())
-        self.recipient = SshRsaRecipient(self._blob, key.public_key()).text
-
-    def __repr__(self) -> str:
-        return f"<identity of {self.recipient}>"
-
-    def unwrap(self, stanzas: Sequence[Stanza]) -> bytes | None:
-        """See ``Identity.unwrap``."""
-        for stanza in stanzas:
-            if stanza.type != _SSH_RSA:
-                continue
-            (tag,) = _arguments(stanza, 4)
-            if encode64(tag) != _fingerprint(self._blob):
-                continue
-            try:
-                file_key = self._key.decrypt(stanza.body, _oaep())
-            except ValueError:
-                continue
-            if len(file_key) == FILE_KEY_SIZE:
-                return file_key
+            scrypt = Scrypt(salt=LABEL + _SCRYPT.encode() + salt, length=32, n=1 << int(work), r=8, p=1)
+            return open_body(scrypt.derive(self._passphrase), stanza)
         return None
 
 
@@ -284,8 +183,10 @@ def parse_recipient(text: str) -> Recipient:
             "backups are encrypted to the public half, and a secret in a command line can be read by others",
             "Give its recipient: the age1... in the file's comment. Better make a new key: backhaul keygen -o FILE",
         )
-    if words[:1] in ([_SSH_ED25519], [_SSH_RSA]) and len(words) > 1:
-        return _ssh_recipient(words)
+    if words[:1] in ([SSH_ED25519], [SSH_RSA]) and len(words) > 1:
+        from backhaul.formats import age_ssh
+
+        return age_ssh.parse_recipient(words)
     if text.startswith(_UNKNOWN_KEYS):
         raise FormatError(
             f"The recipient {text[:24]}... is of a kind that Backhaul does not know",
@@ -295,9 +196,9 @@ def parse_recipient(text: str) -> Recipient:
     try:
         prefix, public = bech32.decode(text)
     except FormatError as error:
-        raise _no_recipient(text, error.why) from error
+        raise not_a_recipient(text, error.why) from error
     if prefix != _RECIPIENT_PREFIX or len(public) != 32:
-        raise _no_recipient(text, f"an age recipient begins with age1, and this with {prefix}1")
+        raise not_a_recipient(text, f"an age recipient begins with age1, and this with {prefix}1")
     return X25519Recipient(public)
 
 
@@ -344,36 +245,6 @@ def parse_identities(text: str) -> list[Identity]:
     return found
 
 
-def parse_ssh_identity(pem: bytes, passphrase: str | None = None) -> Identity | None:
-    """Read an SSH private key; None if it takes a passphrase and there is none.
-
-    Raises:
-        FormatError: it is no key that can be used, or the passphrase is wrong.
-    """
-    secret = passphrase.encode() if passphrase is not None else None
-    try:
-        if b"BEGIN OPENSSH PRIVATE KEY" in pem:
-            key = serialization.load_ssh_private_key(pem, secret)
-        else:
-            key = serialization.load_pem_private_key(pem, secret)  # type: ignore[assignment]
-    except TypeError:
-        # It is encrypted, and no passphrase was given; or the other way round.
-        return None if secret is None else parse_ssh_identity(pem)
-    except UnsupportedAlgorithm as error:
-        raise FormatError(
-            "This SSH key can't be read",
-            "an encrypted one takes the Python package bcrypt",
-            "Install bcrypt beside Backhaul, or use a key of: backhaul keygen -o FILE",
-        ) from error
-    except ValueError as error:
-        raise FormatError("This SSH key can't be read", "the passphrase is wrong, or the file is damaged") from error
-    if isinstance(key, Ed25519PrivateKey):
-        return SshEd25519Identity(key)
-    if isinstance(key, RSAPrivateKey):
-        return SshRsaIdentity(key)
-    raise FormatError("This SSH key can't be used", "age knows Ed25519 and RSA keys only", "Use another one.")
-
-
 _IDENTITY_TODO = "An identity is a line AGE-SECRET-KEY-1..., as backhaul keygen and age-keygen make it."
 
 
@@ -382,21 +253,8 @@ def _lines(text: str) -> list[tuple[int, str]]:
     return [(number, line) for number, line in lines if line and not line.startswith("#")]
 
 
-def _ssh_recipient(words: list[str]) -> Recipient:
-    # (The third word is a comment, often somebody's name and host: it is not kept.)
-    try:
-        blob = base64.b64decode(words[1], validate=True)
-        key = serialization.load_ssh_public_key(" ".join(words[:2]).encode())
-    except (binascii.Error, ValueError, UnsupportedAlgorithm) as error:
-        raise _no_recipient(" ".join(words[:2]), "the key is damaged") from error
-    if isinstance(key, Ed25519PublicKey):
-        return SshEd25519Recipient(blob, key)
-    if isinstance(key, RSAPublicKey):
-        return SshRsaRecipient(blob, key)
-    raise _no_recipient(words[0], "age knows Ed25519 and RSA keys only")
-
-
-def _no_recipient(text: str, why: str) -> FormatError:
+def not_a_recipient(text: str, why: str) -> FormatError:
+    """Return the error for a text that should be a recipient."""
     shown = text if len(text) <= 80 else f"{text[:60]}..."
     return FormatError(
         f"{shown!r} is no recipient",
@@ -409,14 +267,20 @@ def _no_recipient(text: str, why: str) -> FormatError:
 # -- the cryptography that they share --------------------------------------------------------------------
 
 
-def _exchange(private: X25519PrivateKey, public: bytes) -> bytes:
+def exchange(private: X25519PrivateKey, public: bytes) -> bytes:
+    """Return the shared secret (RFC 7748).
+
+    Raises:
+        FormatError: the point is of low order.
+    """
     try:
         return private.exchange(X25519PublicKey.from_public_bytes(public))
     except ValueError as error:  # the shared secret would be zero: a point of low order
         raise FormatError("This age key can't be used", "it is a point of low order") from error
 
 
-def _seal(key: bytes, file_key: bytes) -> bytes:
+def seal(key: bytes, file_key: bytes) -> bytes:
+    """Return the body of a stanza: the file key under a wrap key, which is used only once."""
     return ChaCha20Poly1305(key).encrypt(bytes(12), file_key, None)
 
 
@@ -426,7 +290,12 @@ def _check_body(stanza: Stanza) -> None:
         raise _malformed(stanza, "its body has another length")
 
 
-def _open(key: bytes, stanza: Stanza) -> bytes | None:
+def open_body(key: bytes, stanza: Stanza) -> bytes | None:
+    """Return the file key of a stanza, or None if it is for somebody else.
+
+    Raises:
+        FormatError: the body can't be one.
+    """
     _check_body(stanza)
     try:
         return ChaCha20Poly1305(key).decrypt(bytes(12), stanza.body, None)
@@ -434,7 +303,12 @@ def _open(key: bytes, stanza: Stanza) -> bytes | None:
         return None
 
 
-def _arguments(stanza: Stanza, *sizes: int) -> list[bytes]:
+def arguments_of(stanza: Stanza, *sizes: int) -> list[bytes]:
+    """Return a stanza's base64 arguments.
+
+    Raises:
+        FormatError: they are not as many, or not of these sizes.
+    """
     if len(stanza.arguments) != len(sizes):
         raise _malformed(stanza, f"it has {len(stanza.arguments)} arguments")
     values = [decode64(argument) for argument in stanza.arguments]
@@ -445,27 +319,3 @@ def _arguments(stanza: Stanza, *sizes: int) -> list[bytes]:
 
 def _malformed(stanza: Stanza, why: str) -> FormatError:
     return FormatError("This is no age header", f"its {stanza.type} stanza is malformed: {why}")
-
-
-def _oaep() -> padding.OAEP:
-    return padding.OAEP(mgf=padding.MGF1(SHA256()), algorithm=SHA256(), label=_LABEL + _SSH_RSA.encode())
-
-
-def _fingerprint(blob: bytes) -> str:
-    return encode64(hashlib.sha256(blob).digest()[:4])
-
-
-def _blob_of(key: Ed25519PublicKey | RSAPublicKey) -> bytes:
-    line = key.public_bytes(serialization.Encoding.OpenSSH, serialization.PublicFormat.OpenSSH)
-    return base64.b64decode(line.split()[1])
-
-
-def _tweaked(blob: bytes, secret: bytes) -> bytes:
-    tweak = derive_key(b"", blob, _LABEL + _SSH_ED25519.encode())
-    return _exchange(X25519PrivateKey.from_private_bytes(tweak), secret)
-
-
-def _montgomery(public: bytes) -> bytes:
-    """Return the X25519 key of an Ed25519 one: u = (1 + y) / (1 - y), by the map of RFC 7748, 4.1."""
-    y = int.from_bytes(public, "little") & (1 << 255) - 1
-    return ((1 + y) * pow(1 - y, -1, _PRIME) % _PRIME).to_bytes(32, "little")

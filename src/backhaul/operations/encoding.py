@@ -177,20 +177,11 @@ class StreamEncoder:
     def _sealed(self, pieces: Iterator[bytes], key: StreamKey) -> Iterator[bytes]:
         """Yield the age file that the pieces make. Chunks ask nothing of where frames end, so they are cut anew."""
 
-        def make_worker() -> Callable[[tuple[int, bytes, bool]], bytes]:
-            cipher = key.cipher()
-
-            def work(batch: tuple[int, bytes, bool]) -> bytes:
-                first, plain, last = batch
-                return cipher.seal(first, plain, last=last)
-
-            return work
-
         window = memory.push_window(self._workers)
         sealed = OrderedMap(
             self._group,
             encrypt.batches(self._counted(pieces)),
-            make_worker,
+            lambda: key.cipher().seal,
             workers=self._workers,
             window=window,
             name="seal",

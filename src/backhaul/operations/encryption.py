@@ -33,7 +33,6 @@ from backhaul.formats.age_keys import (
     parse_identities,
     parse_recipient,
     parse_recipients,
-    parse_ssh_identity,
 )
 from backhaul.model.manifest import Manifest, StreamRecord
 from backhaul.model.results import KeygenResult
@@ -147,7 +146,9 @@ def _identities_in(content: bytes, path: str, ask: Ask | None) -> list[Identity]
                 "Open it elsewhere: age -d ... | ssh HOST backhaul pull --identity - ...",
             ) from error
     if b"-----BEGIN" in content:
-        identity = parse_ssh_identity(content) or parse_ssh_identity(content, _passphrase(path, ask))
+        from backhaul.formats import age_ssh
+
+        identity = age_ssh.parse_identity(content) or age_ssh.parse_identity(content, _passphrase(path, ask))
         assert identity is not None  # with a passphrase it is there, or an error says why not
         return [identity]
     try:

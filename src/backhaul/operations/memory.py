@@ -27,8 +27,10 @@ RANGE_STORED = 9 << 20
 RANGE_RAW = 32 << 20
 
 
+_M_TRIM_THRESHOLD = -1
 _M_MMAP_THRESHOLD = -3
 _MMAP_THRESHOLD = 1 << 20
+_TRIM_THRESHOLD = 4 << 20
 
 
 def settle_allocator() -> None:
@@ -36,10 +38,14 @@ def settle_allocator() -> None:
 
     By itself glibc moves that threshold up as it goes, keeps large pieces in per-thread heaps, and, since a
     frame is allocated at its largest and then shrunk, fragments them: 10 GB of dump took 550 MB instead of
-    the formula's 260. It is a setting of the whole process; other C libraries do not know it.
+    the formula's 260. Smaller pieces come and go all the time: a heap keeps that much of its end for the next one,
+    since memory that is given back and taken again costs page faults (without, sealing took twice the time). These
+    are settings of the whole process; other C libraries do not know them.
     """
     with contextlib.suppress(OSError, AttributeError):
-        ctypes.CDLL(None).mallopt(_M_MMAP_THRESHOLD, _MMAP_THRESHOLD)
+        libc = ctypes.CDLL(None)
+        libc.mallopt(_M_MMAP_THRESHOLD, _MMAP_THRESHOLD)
+        libc.mallopt(_M_TRIM_THRESHOLD, _TRIM_THRESHOLD)
 
 
 def default_workers() -> int:
@@ -88,8 +94,8 @@ def push_bound(
             "queues": len(destinations) * (QUEUE_BYTES + frame),
             "part buffers": sum(multipart.memory_bound(rules, frame, stored_size) for rules in destinations),
             "seek table": 4 * frames * ENTRY_SIZE,
-            # Each batch as it comes, sealed chunk by chunk, and sealed as one; and one that fills.
-            **({"sealing": 3 * (window + 2) * encrypt.BATCH_SIZE} if encrypted else {}),
+            # Each batch as it comes, sealed chunk by chunk, and sealed as one; and the frames that its ends lie in.
+            **({"sealing": 3 * (window + 2) * encrypt.BATCH_SIZE + 2 * frame} if encrypted else {}),
         }
     )
 

@@ -8,20 +8,21 @@ with.
 from __future__ import annotations
 
 import hmac
-import itertools
 import secrets
 from collections.abc import Iterable, Iterator, Sequence
 
+import msgspec
 from cryptography.exceptions import InvalidTag
 from cryptography.hazmat.primitives.ciphers.aead import ChaCha20Poly1305
 
-from backhaul.errors import IntegrityError
+from backhaul.errors import FormatError, IntegrityError
 from backhaul.formats import age
 from backhaul.formats.age import CHUNK_SIZE, FILE_KEY_SIZE, NONCE_SIZE, SEALED_CHUNK_SIZE, Payload
 from backhaul.formats.age_keys import Identity, Recipient, unwrap
 
-# Sealed by one call of a worker: large enough that threads seldom meet, small enough to stay in the cache.
-BATCH_CHUNKS = 16
+# Sealed by one call of a worker: large enough that threads seldom meet, small enough for memory that is used again
+# (operations.memory.settle_allocator).
+BATCH_CHUNKS = 8
 BATCH_SIZE = BATCH_CHUNKS * CHUNK_SIZE
 _MANIFEST_LABEL = b"backhaul manifest"
 
@@ -64,30 +65,36 @@ class StreamKey:
         return hmac.compare_digest(self.authenticate(message).encode(), mac.encode())
 
 
+class Batch(msgspec.Struct, frozen=True):
+    """Chunks to be sealed, from number ``first``; ``last`` if the payload ends with them. Only its end may be short."""
+
+    first: int
+    chunks: list[bytes | memoryview]
+    last: bool
+
+
 class ChunkCipher:
     """Seals and opens chunks of one payload, from any of them on."""
 
     def __init__(self, payload_key: bytes) -> None:
         self._aead = ChaCha20Poly1305(payload_key)
 
-    def seal(self, first: int, plain: bytes | memoryview, *, last: bool) -> bytes:
-        """Return the sealed chunks of plain bytes.
-
-        Args:
-            first: the number of the first chunk.
-            plain: whole chunks; only the payload's last one may be shorter.
-            last: whether the payload ends with them.
-        """
-        view = memoryview(plain)
-        count = max(1, -(-len(view) // CHUNK_SIZE))
+    def seal(self, batch: Batch) -> bytes:
+        """Return the sealed chunks, one behind the other."""
+        end = len(batch.chunks) - 1
         return b"".join(
-            self._aead.encrypt(
-                age.chunk_nonce(first + place, last=last and place == count - 1),
-                view[place * CHUNK_SIZE : (place + 1) * CHUNK_SIZE],
-                None,
-            )
-            for place in range(count)
+            [
+                self._aead.encrypt(age.chunk_nonce(batch.first + place, last=batch.last and place == end), chunk, None)
+                for place, chunk in enumerate(batch.chunks)
+            ]
         )
+
+    def open(self, number: int, sealed: memoryview, *, last: bool) -> bytes | None:
+        """Return a chunk's plain bytes, or None if it is not that chunk of this payload."""
+        try:
+            return self._aead.decrypt(age.chunk_nonce(number, last=last), sealed, None)
+        except InvalidTag:
+            return None
 
     def open_into(self, payload: Payload, first: int, sealed: memoryview, out: memoryview) -> int:
         """Open whole chunks into ``out``; return the number of plain bytes.
@@ -100,16 +107,9 @@ class ChunkCipher:
         written = 0
         for place, start in enumerate(range(0, len(sealed), SEALED_CHUNK_SIZE)):
             number = first + place
-            try:
-                plain = self._aead.decrypt(
-                    age.chunk_nonce(number, last=payload.is_last(number)),
-                    sealed[start : start + SEALED_CHUNK_SIZE],
-                    None,
-                )
-            except InvalidTag as error:
-                raise IntegrityError(
-                    "A sealed chunk is not authentic", f"chunk {number} was altered, moved or cut"
-                ) from error
+            plain = self.open(number, sealed[start : start + SEALED_CHUNK_SIZE], last=payload.is_last(number))
+            if plain is None:
+                raise IntegrityError("A sealed chunk is not authentic", f"chunk {number} was altered, moved or cut")
             out[written : written + len(plain)] = plain
             written += len(plain)
         return written
@@ -142,31 +142,42 @@ def open_key(start: bytes, identities: Iterable[Identity]) -> StreamKey:
     file_key = unwrap(header, identities)
     age.check_mac(header, file_key)
     if len(start) < size + NONCE_SIZE:
-        raise IntegrityError("An age file is cut", "it ends within its nonce")
+        raise FormatError("This is no age header", "the file ends within its nonce")
     return StreamKey(bytes(start[: size + NONCE_SIZE]), file_key)
 
 
-def batches(pieces: Iterable[bytes]) -> Iterator[tuple[int, bytes, bool]]:
-    """Cut a stream of pieces into what ``ChunkCipher.seal`` takes: whole chunks, ``BATCH_CHUNKS`` at most.
+def batches(pieces: Iterable[bytes]) -> Iterator[Batch]:
+    """Cut a stream of pieces into chunks, ``BATCH_CHUNKS`` at a time; only those across two pieces are copied.
 
     Yields:
-        The number of the first chunk, the plain bytes, and whether they are the last ones. The last batch is never
-        empty, unless the stream is.
+        At least one batch. Its last chunk is never empty, unless the stream is.
     """
+    chunks: list[bytes | memoryview] = []
+    first = 0
+    for chunk in _chunks(pieces):
+        # A full batch is only passed on when more follows: else it is the last one.
+        if len(chunks) == BATCH_CHUNKS:
+            yield Batch(first, chunks, last=False)
+            first, chunks = first + BATCH_CHUNKS, []
+        chunks.append(chunk)
+    yield Batch(first, chunks or [b""], last=True)
+
+
+def _chunks(pieces: Iterable[bytes]) -> Iterator[bytes | memoryview]:
     held: list[memoryview] = []
     size = 0
-    numbers = itertools.count(0, BATCH_CHUNKS)
     for piece in pieces:
         rest = memoryview(piece)
-        # A full batch is only passed on when more follows: else it is the last one.
-        while size + len(rest) > BATCH_SIZE:
-            taken = BATCH_SIZE - size
-            yield next(numbers), b"".join([*held, rest[:taken]]), False
-            held, size, rest = [], 0, rest[taken:]
+        while size + len(rest) >= CHUNK_SIZE:
+            taken = rest[: CHUNK_SIZE - size]
+            yield b"".join([*held, taken]) if held else taken
+            rest = rest[len(taken) :]
+            held, size = [], 0
         if rest:
             held.append(rest)
             size += len(rest)
-    yield next(numbers), b"".join(held), True
+    if held:
+        yield b"".join(held)
 
 
 def opened_chunks(data: bytes, identities: Iterable[Identity]) -> Iterator[bytes]:
@@ -180,11 +191,18 @@ def opened_chunks(data: bytes, identities: Iterable[Identity]) -> Iterator[bytes
     key = open_key(data, identities)
     cipher = key.cipher()
     sealed = memoryview(data)[len(key.header) :]
-    out = memoryview(bytearray(CHUNK_SIZE))
-    count = max(1, -(-len(sealed) // SEALED_CHUNK_SIZE))
-    for number in range(count):
-        chunk = sealed[number * SEALED_CHUNK_SIZE : (number + 1) * SEALED_CHUNK_SIZE]
-        last = number == count - 1
-        if len(chunk) < age.TAG_SIZE or (last and number and len(chunk) == age.TAG_SIZE):
-            raise IntegrityError("An age file is cut or continued", "its last chunk holds nothing")
-        yield bytes(out[: cipher.open_into(Payload(0, count * CHUNK_SIZE), number, chunk, out)])
+    number = 0
+    while True:
+        chunk, sealed = sealed[:SEALED_CHUNK_SIZE], sealed[SEALED_CHUNK_SIZE:]
+        plain = cipher.open(number, chunk, last=False) if len(chunk) == SEALED_CHUNK_SIZE else None
+        if plain is not None:
+            yield plain
+            number += 1
+            continue
+        plain = cipher.open(number, chunk, last=True)
+        if plain is None or (number and not plain):
+            raise IntegrityError("An age file was altered or cut", f"chunk {number} is not authentic")
+        yield plain
+        if sealed:
+            raise IntegrityError("An age file was continued", "something follows its last chunk")
+        return
