@@ -5,8 +5,10 @@ from __future__ import annotations
 import itertools
 import json
 import os
+import signal
 import subprocess
 import sys
+import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -14,6 +16,8 @@ from typing import Any
 import msgspec
 import pytest
 
+from backhaul.testing.data import random_bytes
+from backhaul.testing.faults import FaultProxy
 from backhaul.testing.servers import PostgreSQL, SeaweedFS, seaweedfs
 
 _numbers = itertools.count(1)
@@ -138,3 +142,58 @@ def open_uploads(s3: Any, bucket: str) -> Sequence[Any]:
 def keys(s3: Any, bucket: str, prefix: str = "") -> list[str]:
     pages = s3.get_paginator("list_objects_v2").paginate(Bucket=bucket, Prefix=prefix)
     return [entry["Key"] for page in pages for entry in page.get("Contents", [])]
+
+
+@pytest.fixture
+def tmpfs(tmp_path: Path) -> Any:
+    """A small disk of its own (16 MB), as root; without root there is nothing to mount with."""
+    mount = tmp_path / "small disk"
+    mount.mkdir()
+    subprocess.run(["mount", "-t", "tmpfs", "-o", "size=16m", "tmpfs", str(mount)], check=True)
+    yield mount
+    subprocess.run(["umount", "-l", str(mount)], check=True)
+
+
+FILE_SIZE = 100_000_000
+
+
+class Files:
+    """A file, a series through a counting proxy, and a state directory."""
+
+    def __init__(self, cli: Cli, seaweed: SeaweedFS, bucket: str, directory: Path) -> None:
+        self.cli = cli
+        self.bucket = bucket
+        self.proxy = FaultProxy(seaweed.endpoint)
+        self.proxy.start()
+        self.series = f"s3://{bucket}/files?endpoint={self.proxy.endpoint}"
+        self.file = directory / "file"
+        self.content = b"".join(random_bytes(FILE_SIZE))
+        self.file.write_bytes(self.content)
+        self.state = directory / "state"
+        self.environment = {"BACKHAUL_STATE": str(self.state)}
+
+    def interrupt(self, number: signal.Signals = signal.SIGKILL, parts: int = 5, *more: str) -> str:
+        """Push until some parts have arrived, and end the process."""
+        before = self.proxy.count("UploadPart")
+        arguments = ("push", self.series, *more, "--from", str(self.file), "--limit", "40M", "--retry-for", "2s")
+        process = self.cli.start(*arguments, env=self.environment)
+        while self.proxy.count("UploadPart") < before + parts and process.poll() is None:
+            time.sleep(0.01)
+        process.send_signal(number)
+        _, err = process.communicate(timeout=60)
+        return err.decode()
+
+    def push(self, *more: str) -> Any:
+        arguments = ("push", self.series, *more, "--from", str(self.file), "--json")
+        return self.cli.ok(*arguments, env=self.environment).json
+
+    def pulled(self) -> bytes:
+        return self.cli.ok("pull", "-q", self.series).out
+
+
+@pytest.fixture
+def files(cli: Cli, seaweed: SeaweedFS, bucket: str, tmp_path: Path) -> Any:
+    files = Files(cli, seaweed, bucket, tmp_path)
+    yield files
+    files.proxy.close()
+    assert files.proxy.failures == []

@@ -12,55 +12,11 @@ from typing import Any
 import pytest
 
 from backhaul.testing.data import dump_text, random_bytes
-from backhaul.testing.faults import Fault, FaultPlan, FaultProxy
-from backhaul.testing.servers import SeaweedFS
+from backhaul.testing.faults import Fault, FaultPlan
 from backhaul.transforms.digest import crc64nvme, encode_crc64nvme
-from tests.conftest import Cli, keys, open_uploads
+from tests.conftest import Files, keys, open_uploads
 
-SIZE = 100_000_000
 PART = 8 << 20
-
-
-class Files:
-    """A file, a series through a counting proxy, and a state directory."""
-
-    def __init__(self, cli: Cli, seaweed: SeaweedFS, bucket: str, directory: Path) -> None:
-        self.cli = cli
-        self.bucket = bucket
-        self.proxy = FaultProxy(seaweed.endpoint)
-        self.proxy.start()
-        self.series = f"s3://{bucket}/files?endpoint={self.proxy.endpoint}"
-        self.file = directory / "file"
-        self.content = b"".join(random_bytes(SIZE))
-        self.file.write_bytes(self.content)
-        self.state = directory / "state"
-        self.environment = {"BACKHAUL_STATE": str(self.state)}
-
-    def interrupt(self, number: signal.Signals = signal.SIGKILL, parts: int = 5, *more: str) -> str:
-        """Push until some parts have arrived, and end the process."""
-        before = self.proxy.count("UploadPart")
-        arguments = ("push", self.series, *more, "--from", str(self.file), "--limit", "40M", "--retry-for", "2s")
-        process = self.cli.start(*arguments, env=self.environment)
-        while self.proxy.count("UploadPart") < before + parts and process.poll() is None:
-            time.sleep(0.01)
-        process.send_signal(number)
-        _, err = process.communicate(timeout=60)
-        return err.decode()
-
-    def push(self, *more: str) -> Any:
-        arguments = ("push", self.series, *more, "--from", str(self.file), "--json")
-        return self.cli.ok(*arguments, env=self.environment).json
-
-    def pulled(self) -> bytes:
-        return self.cli.ok("pull", "-q", self.series).out
-
-
-@pytest.fixture
-def files(cli: Cli, seaweed: SeaweedFS, bucket: str, tmp_path: Path) -> Any:
-    files = Files(cli, seaweed, bucket, tmp_path)
-    yield files
-    files.proxy.close()
-    assert files.proxy.failures == []
 
 
 @pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM])

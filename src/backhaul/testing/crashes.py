@@ -33,12 +33,14 @@ import msgspec
 import backhaul
 from backhaul.errors import StoreUnavailableError
 from backhaul.formats import names
+from backhaul.formats.age_keys import Identity
 from backhaul.model.location import Location
 from backhaul.model.manifest import ProducerRecord
 from backhaul.model.objects import StoredObject, UnfinishedUpload, Upload, UploadedPart
 from backhaul.model.profile import Profile
 from backhaul.operations.clean import clean
 from backhaul.operations.journal import STATE_VARIABLE
+from backhaul.operations.pull import PullOptions
 from backhaul.operations.push import push
 from backhaul.pipeline.supervisor import Supervisor
 from backhaul.stores import open as open_module
@@ -291,11 +293,13 @@ class Operation:
         series: every series that is looked at afterwards.
         content: what a new backup must hold.
         rules: the layout of parts, or None for the usual one.
+        identities: whose secrets open what is encrypted of the backups.
     """
 
     series: tuple[str, ...] = ()
     content: bytes = b""
     rules: PartRules | None = None
+    identities: tuple[Identity, ...] = ()
 
     def prepare(self, world: World) -> None:
         """Make what is there before: by default one older backup in every series."""
@@ -393,7 +397,10 @@ def _contents(world: World, operation: Operation, report: Report) -> dict[str, d
             contents[series] = {}
             for summary in backhaul.list(series).backups:
                 target = MemoryTarget()
-                backhaul.pull(f"{series}@{summary.id}", target)
+                reference = f"{series}@{summary.id}"
+                encrypted = any(stream.encryption for stream in backhaul.show(reference).manifest.streams)
+                options = PullOptions(identities=operation.identities if encrypted else ())
+                backhaul.pull(reference, target, options)
                 assert target.content is not None
                 contents[series][summary.id] = target.content
                 report.pulls += 1
