@@ -39,6 +39,7 @@ from tests.end_to_end.test_crashes import NOISE, PushOfAFile, PushToOne
 from tests.end_to_end.test_failures import Stored, assert_three_parts, flipped
 from tests.end_to_end.test_resume import PART
 
+FAKE = b"<what somebody else wrote>"
 DUMP = b"".join(dump_text(21_000_000))
 
 
@@ -139,7 +140,12 @@ def test_a_range_is_read_alone(
     with backhaul.open(series, identities=[key.identity]) as file:
         raw: Any = file.raw
         fetch = raw._stream.fetch
-        monkeypatch.setattr(raw._stream, "fetch", lambda at, out: (fetched.append(len(out)), fetch(at, out)))
+
+        def counted(offset: int, out: memoryview) -> None:
+            fetched.append(len(out))
+            fetch(offset, out)
+
+        monkeypatch.setattr(raw._stream, "fetch", counted)
         file.seek(20_000_000)
         assert file.read(100) == (NOISE * 8)[20_000_000:20_000_100]
         assert 4 << 20 <= sum(fetched) <= (4 << 20) + 3 * SEALED_CHUNK_SIZE
@@ -172,16 +178,20 @@ def test_an_ssh_key(cli: Cli, tmp_path: Path, key: Key) -> None:
     assert "me@here" not in next((tmp_path / "s").rglob("manifest.json")).read_text()
 
 
-def test_it_stays_within_the_memory_formula(cli: Cli, tmp_path: Path, key: Key) -> None:
+@pytest.mark.parametrize("encrypted", [True, False])
+def test_a_disk_is_filled_within_the_memory_formula(cli: Cli, tmp_path: Path, key: Key, encrypted: bool) -> None:
+    """Of data that does not compress, whose frames are large, and go to the disk as they are."""
+    to = ("--encrypt-to", key.recipient) if encrypted else ()
     block = tmp_path / "block"
     block.write_bytes(b"".join(random_bytes(32_000_000)))
     script = f"i=0; while [ $i -lt 40 ]; do cat '{block}'; i=$((i+1)); done"
     series = str(tmp_path / "s")
-    pushed = cli.ok("push", series, "--json", "--encrypt-to", key.recipient, "--", "sh", "-c", script).json
+    pushed = cli.ok("push", series, "--json", *to, "--", "sh", "-c", script).json
     assert pushed["raw_size"] == 40 * 32_000_000
-    assert "sealing" in pushed["memory"]["terms"]
+    assert ("sealing" in pushed["memory"]["terms"]) == encrypted
     assert pushed["peak_memory"] <= pushed["memory"]["total"]
-    pulled = cli.ok("pull", series, "--json", "--identity", key.path, "--", "sh", "-c", "cat > /dev/null")
+    opener = ("--identity", key.path) if encrypted else ()
+    pulled = cli.ok("pull", series, "--json", *opener, "--", "sh", "-c", "cat > /dev/null")
     document = json.loads(pulled.err)
     assert document["peak_memory"] <= document["memory"]["total"]
 
@@ -351,16 +361,15 @@ class Sealed(Stored):
     """An encrypted backup, and the means to tamper with it."""
 
     def __init__(self, cli: Cli, s3: Any, series: str, bucket: str | None, key: Key) -> None:
-        self.cli, self.s3, self.series, self.bucket = cli, s3, series, bucket
+        super().__init__(cli, s3, series, bucket, DUMP, "--encrypt-to", key.recipient)
         self.key = key
-        pushed = cli.ok("push", series, "--encrypt-to", key.recipient, "--json", input=DUMP)
-        self.id = pushed.json["id"]
 
 
 @pytest.fixture(params=["s3", "local"])
 def sealed(request: pytest.FixtureRequest, cli: Cli, s3: Any, bucket: str, tmp_path: Path, key: Key) -> Sealed:
-    place = (f"s3://{bucket}/app", bucket) if request.param == "s3" else (str(tmp_path / "series"), None)
-    return Sealed(cli, s3, *place, key)
+    if request.param == "s3":
+        return Sealed(cli, s3, f"s3://{bucket}/app", bucket, key)
+    return Sealed(cli, s3, str(tmp_path / "series"), None, key)
 
 
 def chunks_of(content: bytes) -> tuple[bytes, list[bytes]]:
@@ -430,30 +439,22 @@ def forged(sealed: Sealed, change: Callable[[dict[str, Any]], None]) -> None:
 
 def _plain(sealed: Sealed) -> None:
     """Put a backup that is not encrypted in the place of the encrypted one, under a manifest that is in order."""
-    fake = sealed.cli.ok("push", sealed.series + "-fake", "--json", input=b"forged").json["id"]
-    place = Sealed.__new__(Sealed)
-    place.cli, place.s3, place.bucket, place.series, place.id = (
-        sealed.cli,
-        sealed.s3,
-        sealed.bucket,
-        sealed.series + "-fake",
-        fake,
-    )
-    sealed.write("data.zst", place.read("data.zst"))
-    sealed.write("manifest.json", place.read("manifest.json").replace(fake.encode(), sealed.id.encode()))
+    fake = Stored(sealed.cli, sealed.s3, sealed.series + "-fake", sealed.bucket, FAKE)
+    sealed.write("data.zst", fake.read("data.zst"))
+    sealed.write("manifest.json", fake.read("manifest.json").replace(fake.id.encode(), sealed.id.encode()))
 
 
 def _own(sealed: Sealed) -> None:
     """Encrypt something to a key of one's own, for want of the recipient."""
     stranger = new_key([parse_recipient(pyrage.x25519.Identity.generate().to_public().__str__())])
-    content = stranger.header + stranger.cipher().seal(Batch(0, [b"forged"], last=True))
+    content = stranger.header + stranger.cipher().seal(Batch(0, [FAKE], last=True))
     sealed.write("data.zst.age", content)
 
     def change(document: dict[str, Any]) -> None:
         stream = document["streams"][0]
         stream["stored"]["size"] = len(content)
         stream["encryption"]["header_size"] = len(stranger.header)
-        stream["encryption"]["payload_size"] = 6
+        stream["encryption"]["payload_size"] = len(FAKE)
 
     forged(sealed, change)
 
@@ -510,7 +511,7 @@ def test_a_forged_manifest(cli: Cli, s3: Any, tmp_path: Path, key: Key, forgery:
         result = cli(*arguments)
         # (To somebody's own key it is simply not encrypted for us.)
         assert_three_parts(result, 10 if forgery == "one of one's own instead" else 1)
-        assert b"forged" not in result.out
+        assert FAKE not in result.out
         if arguments[0] == "pull":
             assert result.out == b""
     assert not touched.exists() and not (tmp_path / "file").exists()

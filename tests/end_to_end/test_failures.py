@@ -302,9 +302,9 @@ def test_an_unwritable_place(cli: Cli, tmp_path: Path) -> None:
 class Stored:
     """A committed backup of a known stream, in S3 or on disk, and the means to damage it."""
 
-    def __init__(self, cli: Cli, s3: Any, series: str, bucket: str | None, data: bytes) -> None:
+    def __init__(self, cli: Cli, s3: Any, series: str, bucket: str | None, data: bytes, *more: str) -> None:
         self.cli, self.s3, self.series, self.bucket = cli, s3, series, bucket
-        self.id: str = cli.ok("push", series, "--json", input=data).json["id"]
+        self.id: str = cli.ok("push", series, *more, "--json", input=data).json["id"]
 
     def read(self, name: str) -> bytes:
         if self.bucket:

@@ -14,7 +14,7 @@ import pytest
 from backhaul.testing.data import dump_text, random_bytes
 from backhaul.testing.faults import Fault, FaultPlan
 from backhaul.transforms.digest import crc64nvme, encode_crc64nvme
-from tests.conftest import Files, keys, open_uploads
+from tests.conftest import FILE_SIZE, Files, keys, open_uploads
 
 PART = 8 << 20
 
@@ -230,7 +230,7 @@ def test_a_file_that_changes_while_it_is_read_is_not_committed(files: Files, s3:
     while files.proxy.count("UploadPart") < 3:
         time.sleep(0.01)
     with open(files.file, "r+b") as file:
-        file.seek(SIZE - 1)
+        file.seek(FILE_SIZE - 1)
         file.write(b"x")
     _, err = process.communicate(timeout=60)
     assert process.returncode == 1

@@ -42,7 +42,9 @@ def part(number: int = 1) -> UploadedPart:
 
 def job(send: Callable[[], UploadedPart], size: int = 10, events: list[str] | None = None) -> PartJob:
     log = events if events is not None else []
-    return PartJob(PartBody(bytes(size)), send, lambda part: log.append("done"), lambda: log.append("released"))
+    return PartJob(
+        PartBody(bytes(size)), lambda _: send(), lambda part: log.append("done"), lambda: log.append("released")
+    )
 
 
 # -- the sender --------------------------------------------------------------------------------------------

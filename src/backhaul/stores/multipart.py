@@ -279,7 +279,7 @@ class StreamWriter:
         ledger = self._ledger if buffer is not None else None  # what is not gathered has no parts to find again
         reused = False
 
-        def send() -> UploadedPart:
+        def send(job: PartJob) -> UploadedPart:
             nonlocal reused
             if ledger is not None:
                 known = ledger.known(segment.number, number, view)
@@ -301,8 +301,7 @@ class StreamWriter:
                 with self._lock:
                     self._spare.append(buffer)
 
-        job = PartJob(body, send, done, release)
-        self._sender.submit(job)
+        self._sender.submit(PartJob(body, send, done, release))
 
     def _begin(self, segment: _Open) -> None:
         segment.key = self._key_of(segment.number)

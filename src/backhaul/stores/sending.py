@@ -27,7 +27,8 @@ class PartJob:
 
     Args:
         body: its bytes.
-        send: one try; called again, at the same time, for a hedge.
+        send: one try; called again, at the same time, for a hedge. It is given the job, so that it need not hold it:
+            a job that holds itself keeps its bytes until the garbage collector comes by.
         done: given the acknowledged part, once.
         release: called once when no try reads the bytes any more.
     """
@@ -35,7 +36,7 @@ class PartJob:
     def __init__(
         self,
         body: PartBody,
-        send: Callable[[], UploadedPart],
+        send: Callable[[PartJob], UploadedPart],
         done: Callable[[UploadedPart], None],
         release: Callable[[], None],
     ) -> None:
@@ -202,7 +203,7 @@ class PartSender:
         failure: BaseException | None = None
         part: UploadedPart | None = None
         try:
-            part = job.send()
+            part = job.send(job)
             with self._group.condition:
                 first = not job.acknowledged
                 job.acknowledged = True
