@@ -455,6 +455,7 @@ def _own(sealed: Sealed) -> None:
         stream["stored"]["size"] = len(content)
         stream["encryption"]["header_size"] = len(stranger.header)
         stream["encryption"]["payload_size"] = len(FAKE)
+        stream["encryption"]["recipients"] = ["0123456789abcdef"]
 
     forged(sealed, change)
 
