@@ -1,4 +1,4 @@
-"""``make bench``: push and pull against the tools that a person would pick, on the same server, in the same run.
+"""``make bench``: push and pull, plain and encrypted, against the tools that a person would pick, in the same run.
 
 The ways alternate, round by round, so that a noisy neighbour hits all of them; what counts is each way's
 median and the ratios. ``--write`` puts the tables into docs/BENCHMARKS.md.
@@ -51,14 +51,18 @@ class Run(msgspec.Struct, frozen=True):
     memory: int
 
 
+def rclone(endpoint: str) -> str:
+    """Return the beginning of an rclone command."""
+    return (
+        f"{tool('rclone')} --config /dev/null --s3-provider Other --s3-env-auth --s3-endpoint {endpoint} "
+        "--s3-force-path-style --s3-use-multipart-etag false --s3-no-check-bucket"
+    )
+
+
 def ways(endpoint: str, key_prefix: str) -> list[Way]:
     """Return ours first, then the peers, each with its own object."""
     backhaul = f"{sys.executable} -m backhaul"
     s5 = f"{tool('s5cmd')} --endpoint-url {endpoint}"
-    rclone = (
-        f"{tool('rclone')} --config /dev/null --s3-provider Other --s3-env-auth --s3-endpoint {endpoint} "
-        "--s3-force-path-style --s3-use-multipart-etag false --s3-no-check-bucket"
-    )
     aws = f"{tool('aws')} --endpoint-url {endpoint}"
     zstd = tool("zstd")
     at = f"s3://{BUCKET}/{key_prefix}"
@@ -67,8 +71,8 @@ def ways(endpoint: str, key_prefix: str) -> list[Way]:
         Way("zstd -1 -T0, s5cmd", f"{zstd} -q -1 -T0 | {s5} pipe {at}-s5.zst", f"{s5} cat {at}-s5.zst | {zstd} -q -d"),
         Way(
             "zstd -1 -T0, rclone",
-            f"{zstd} -q -1 -T0 | {rclone} rcat :s3:{BUCKET}/{key_prefix}-rclone.zst",
-            f"{rclone} cat :s3:{BUCKET}/{key_prefix}-rclone.zst | {zstd} -q -d",
+            f"{zstd} -q -1 -T0 | {rclone(endpoint)} rcat :s3:{BUCKET}/{key_prefix}-rclone.zst",
+            f"{rclone(endpoint)} cat :s3:{BUCKET}/{key_prefix}-rclone.zst | {zstd} -q -d",
         ),
         Way(
             "zstd -1 -T0, aws s3 cp",
@@ -174,56 +178,122 @@ def sizes(server: SeaweedFS, prefix: str) -> dict[str, int]:
     return {way.name: size for way in ways(server.endpoint, prefix) for name, size in found.items() if name in way.name}
 
 
-def bench(size: int, rounds: int) -> list[str]:
-    """Run everything; return the lines of the report."""
-    directory = Path(tempfile.mkdtemp(prefix="backhaul-bench-"))
+def s3_environment(endpoint: str) -> dict[str, str]:
+    """Return what every way needs to talk to that endpoint."""
+    return {
+        **os.environ,
+        "AWS_ACCESS_KEY_ID": ACCESS_KEY,
+        "AWS_SECRET_ACCESS_KEY": SECRET_KEY,
+        "AWS_REGION": "us-east-1",
+        "AWS_DEFAULT_REGION": "us-east-1",
+        "AWS_EC2_METADATA_DISABLED": "true",
+        "AWS_ENDPOINT_URL": endpoint,
+    }
+
+
+@contextlib.contextmanager
+def real_server(directory: Path) -> Iterator[SeaweedFS]:
+    """Run SeaweedFS with the bucket in it."""
+    with seaweedfs(directory / "s3") as server:
+        client = server.client()
+        client.create_bucket(Bucket=BUCKET)
+        client.close()
+        yield server
+
+
+def pipelines(directory: Path, text: Path, rounds: int) -> list[str]:
+    """Measure push and pull against the peers; return the lines of the report."""
+    size = text.stat().st_size
+    noise = directory / "noise"
+    with open(noise, "wb") as file:
+        file.writelines(random_bytes(min(size, 500_000_000)))
     lines: list[str] = []
-    try:
-        text, noise = directory / "text", directory / "noise"
-        for path, pieces in ((text, dump_text(size)), (noise, random_bytes(min(size, 500_000_000)))):
-            with open(path, "wb") as file:
-                file.writelines(pieces)
-        environment = {
-            **os.environ,
-            "AWS_ACCESS_KEY_ID": ACCESS_KEY,
-            "AWS_SECRET_ACCESS_KEY": SECRET_KEY,
-            "AWS_REGION": "us-east-1",
-            "AWS_DEFAULT_REGION": "us-east-1",
-            "AWS_EC2_METADATA_DISABLED": "true",
+    with real_server(directory) as server:
+        environment = s3_environment(server.endpoint)
+        known = ways(server.endpoint, "text")
+        slow = {way.name for way in known if way.slow}
+        pushes = {way.name: f"cat {text} | {way.push}" for way in known}
+        print("push of dump text to SeaweedFS", file=sys.stderr)
+        results = alternate(pushes, environment, rounds, slow)
+        stored = sizes(server, "text")
+        lines += table("Push of dump text to SeaweedFS on the same machine", size, results, stored)
+        print("pull of it", file=sys.stderr)
+        pulls = {way.name: f"{way.pull} > /dev/null" for way in known}
+        lines += table("Pull of it", size, alternate(pulls, environment, rounds, slow), {})
+    with null_server() as endpoint:
+        known = [way for way in ways(endpoint, "sink") if not way.slow]
+        for title, path in (("dump text", text), ("random bytes", noise)):
+            print(f"push of {title} to a sink", file=sys.stderr)
+            commands = {way.name: f"cat {path} | {way.push}" for way in known}
+            commands["zstd -1 -T0 alone, to nowhere"] = f"cat {path} | {tool('zstd')} -q -1 -T0 > /dev/null"
+            commands["a pipe alone, to nowhere"] = f"cat {path} | cat > /dev/null"
+            lines += table(
+                f"Push of {title} to an S3 sink that costs nothing",
+                path.stat().st_size,
+                alternate(commands, s3_environment(endpoint), rounds, set()),
+                {},
+            )
+    return lines + stages(text, noise)
+
+
+def encryption(directory: Path, text: Path, rounds: int) -> list[str]:
+    """Measure what encryption costs a push, and a pull of what is encrypted against age's own program."""
+    size = text.stat().st_size
+    key = directory / "key"
+    backhaul, zstd, age = f"{sys.executable} -m backhaul", tool("zstd"), tool("age")
+    made = subprocess.run([*backhaul.split(), "keygen", "-o", str(key)], stdout=subprocess.PIPE, text=True, check=True)
+    recipient = made.stdout.strip()
+    lines: list[str] = []
+
+    def pushes(endpoint: str) -> dict[str, str]:
+        at = f"s3://{BUCKET}/"
+        s5 = f"{tool('s5cmd')} --endpoint-url {endpoint}"
+        return {
+            "backhaul": f"cat {text} | {backhaul} push -q {at}plain",
+            "backhaul, encrypted": f"cat {text} | {backhaul} push -q {at}sealed --encrypt-to {recipient}",
+            "zstd -1 -T0, age, s5cmd": f"cat {text} | {zstd} -q -1 -T0 | {age} -r {recipient} | {s5} pipe {at}s5",
         }
-        with seaweedfs(directory / "s3") as server:
-            client = server.client()
-            client.create_bucket(Bucket=BUCKET)
-            client.close()
-            s3_environment = {**environment, "AWS_ENDPOINT_URL": server.endpoint}
-            known = ways(server.endpoint, "text")
-            slow = {way.name for way in known if way.slow}
-            pushes = {way.name: f"cat {text} | {way.push}" for way in known}
-            print("push of dump text to SeaweedFS", file=sys.stderr)
-            results = alternate(pushes, s3_environment, rounds, slow)
-            stored = sizes(server, "text")
-            lines += table("Push of dump text to SeaweedFS on the same machine", size, results, stored)
-            print("pull of it", file=sys.stderr)
-            pulls = {way.name: f"{way.pull} > /dev/null" for way in known}
-            lines += table("Pull of it", size, alternate(pulls, s3_environment, rounds, slow), {})
-        with null_server() as endpoint:
-            null_environment = {**environment, "AWS_ENDPOINT_URL": endpoint}
-            known = [way for way in ways(endpoint, "sink") if not way.slow]
-            for title, path in (("dump text", text), ("random bytes", noise)):
-                print(f"push of {title} to a sink", file=sys.stderr)
-                commands = {way.name: f"cat {path} | {way.push}" for way in known}
-                commands["zstd -1 -T0 alone, to nowhere"] = f"cat {path} | {tool('zstd')} -q -1 -T0 > /dev/null"
-                commands["a pipe alone, to nowhere"] = f"cat {path} | cat > /dev/null"
-                lines += table(
-                    f"Push of {title} to an S3 sink that costs nothing",
-                    path.stat().st_size,
-                    alternate(commands, null_environment, rounds, set()),
-                    {},
-                )
-        lines += stages(text, noise)
-    finally:
-        shutil.rmtree(directory, ignore_errors=True)
-    return lines
+
+    with null_server() as endpoint:
+        print("encrypted push to a sink", file=sys.stderr)
+        results = alternate(pushes(endpoint), s3_environment(endpoint), rounds, set())
+        lines += table("Push of dump text to an S3 sink that costs nothing, encrypted and not", size, results, {})
+    with real_server(directory) as server:
+        print("encrypted push to SeaweedFS", file=sys.stderr)
+        environment = s3_environment(server.endpoint)
+        results = alternate(pushes(server.endpoint), environment, rounds, set())
+        lines += table("Push of dump text to SeaweedFS, encrypted and not", size, results, {})
+        print("encrypted pull from SeaweedFS", file=sys.stderr)
+        s5 = f"{tool('s5cmd')} --endpoint-url {server.endpoint}"
+        opened = f"{age} -d -i {key} | {zstd} -q -d > /dev/null"
+        results = alternate(
+            {
+                "backhaul": f"{backhaul} pull -q s3://{BUCKET}/sealed --identity {key} > /dev/null",
+                "s5cmd, age -d, zstd -d": f"{s5} cat s3://{BUCKET}/s5 | {opened}",
+                "rclone, age -d, zstd -d": f"{rclone(server.endpoint)} cat :s3:{BUCKET}/s5 | {opened}",
+            },
+            environment,
+            rounds,
+            set(),
+        )
+        lines += table("Pull of encrypted dump text from SeaweedFS", size, results, {})
+    print("encrypted pull from a disk", file=sys.stderr)
+    disk = directory / "disk"
+    measured(f"cat {text} | {backhaul} push -q {disk} --encrypt-to {recipient}", dict(os.environ))
+    (stored,) = disk.rglob("data.zst.age")
+    results = alternate(
+        {
+            "backhaul": f"{backhaul} pull -q {disk} --identity {key} > /dev/null",
+            "age -d, zstd -d": f"{age} -d -i {key} {stored} | {zstd} -q -d > /dev/null",
+        },
+        dict(os.environ),
+        rounds,
+        set(),
+    )
+    return lines + table("Pull of encrypted dump text from a disk", size, results, {})
+
+
+SECTIONS = {"pipelines": pipelines, "encryption": encryption}
 
 
 def stages(text: Path, noise: Path) -> list[str]:
@@ -277,21 +347,31 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--size", type=int, default=2_000_000_000, help="bytes of dump text")
     parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--only", choices=SECTIONS, help="one section")
     parser.add_argument("--write", action="store_true", help=f"put the tables into {PAGE.name}")
     options = parser.parse_args()
-    lines = [
-        f"Measured on {dt.datetime.now(dt.UTC):%Y-%m-%d} on {machine()}: {format_size(options.size)} of dump text, "
-        f"medians of {options.rounds} alternating rounds (one for pbzip2).",
-        "",
-        *bench(options.size, options.rounds),
-    ]
-    print("\n".join(lines))
-    if options.write:
-        page = PAGE.read_text()
-        head, _, rest = page.partition("<!-- figures -->")
-        _, _, tail = rest.partition("<!-- end of figures -->")
+    for name, section in SECTIONS.items():
+        if options.only not in (None, name):
+            continue
+        directory = Path(tempfile.mkdtemp(prefix="backhaul-bench-"))
+        try:
+            text = directory / "text"
+            with open(text, "wb") as file:
+                file.writelines(dump_text(options.size))
+            lines = [
+                f"Measured on {dt.datetime.now(dt.UTC):%Y-%m-%d} on {machine()}: {format_size(options.size)} of dump "
+                f"text, medians of {options.rounds} alternating rounds (one for pbzip2).",
+                "",
+                *section(directory, text, options.rounds),
+            ]
+        finally:
+            shutil.rmtree(directory, ignore_errors=True)
         body = "\n".join(lines)
-        PAGE.write_text(f"{head}<!-- figures -->\n\n{body}\n<!-- end of figures -->{tail}")
+        print(body)
+        if options.write:
+            begin, end = f"<!-- {name} -->", f"<!-- end of {name} -->"
+            head, _, rest = PAGE.read_text().partition(begin)
+            PAGE.write_text(f"{head}{begin}\n\n{body}\n{end}{rest.partition(end)[2]}")
 
 
 if __name__ == "__main__":

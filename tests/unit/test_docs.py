@@ -10,9 +10,9 @@ import pytest
 from tools.pages import DIRECTORY, PROVIDERS, pages, providers_page
 
 from backhaul import errors, version
-from backhaul.formats import manifest, part_sizes, seekable
+from backhaul.formats import age, manifest, part_sizes, seekable
 from backhaul.model.profile import Limits
-from backhaul.transforms import compress
+from backhaul.transforms import compress, encrypt
 
 pytestmark = pytest.mark.unit
 
@@ -27,6 +27,10 @@ def test_the_constants_in_the_format_page() -> None:
         "seekable_magic": f"0x{seekable.SEEKABLE_MAGIC:08X}",
         "manifest_format": f"`{manifest.FORMAT}`",
         "manifest_version": f"`{manifest.VERSION}`",
+        "chunk": str(age.CHUNK_SIZE),
+        "sealed_chunk": str(age.SEALED_CHUNK_SIZE),
+        "manifest_label": encrypt.MANIFEST_LABEL.decode(),
+        "mac_digits": str(len(manifest.NO_MAC)),
         "part_first": str(part_sizes.FIRST_SIZE),
         "part_step": str(part_sizes.STEPS[-1]),
         "part_reach": f"{part_sizes.plan_layout(Limits()).capacity(1) / 2**40:.1f} TiB",

@@ -24,7 +24,7 @@ from backhaul.formats.age_keys import Identity, Recipient, unwrap
 # (operations.memory.settle_allocator).
 BATCH_CHUNKS = 8
 BATCH_SIZE = BATCH_CHUNKS * CHUNK_SIZE
-_MANIFEST_LABEL = b"backhaul manifest"
+MANIFEST_LABEL = b"backhaul manifest"
 
 
 class StreamKey:
@@ -58,7 +58,7 @@ class StreamKey:
 
     def authenticate(self, message: bytes) -> str:
         """Return the MAC of a manifest, in lower-case hex: HMAC-SHA-256 under a key of its own (docs/FORMAT.md)."""
-        return hmac.digest(age.derive_key(self._file_key, b"", _MANIFEST_LABEL), message, "sha256").hex()
+        return hmac.digest(age.derive_key(self._file_key, b"", MANIFEST_LABEL), message, "sha256").hex()
 
     def is_authentic(self, message: bytes, mac: str) -> bool:
         """Tell whether the MAC is the message's."""
