@@ -19,11 +19,12 @@ from typing import Any
 
 import pyrage
 import pytest
+from blake3 import blake3
 from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 import backhaul
-from backhaul.formats import age
+from backhaul.formats import age, bech32
 from backhaul.formats.age import SEALED_CHUNK_SIZE
 from backhaul.formats.age_keys import parse_identities, parse_recipient
 from backhaul.operations import kept_key
@@ -39,6 +40,8 @@ from tests.end_to_end.test_crashes import NOISE, PushOfAFile, PushToOne
 from tests.end_to_end.test_failures import Stored, assert_three_parts, flipped
 from tests.end_to_end.test_resume import PART
 
+# Thirty-two zeros: what is shared with it is zero whatever the secret.
+LOW_ORDER = bech32.encode("age", bytes(32))
 FAKE = b"<what somebody else wrote>"
 DUMP = b"".join(dump_text(21_000_000))
 
@@ -65,6 +68,10 @@ def key(local_cli: Cli, tmp_path: Path) -> Key:
 @pytest.fixture
 def other(local_cli: Cli, tmp_path: Path) -> Key:
     return Key(local_cli, tmp_path / "b.key")
+
+
+def raw_hash(content: bytes) -> str:
+    return blake3(content).hexdigest()
 
 
 def by_age(content: bytes, key_file: str) -> bytes:
@@ -94,6 +101,10 @@ def test_to_two_stores_for_two_people_and_every_way_back(
             assert verified["bytes_read"] >= len(stored)
             assert {check["check"] for check in verified["checks"]} >= {"authentic", "content"}
         assert cli.ok("verify", "--identity", held.path, places[0]).out.count(b"authentic") == 1
+    # Nobody can tell from what is there what was pushed, even if he guesses it.
+    assert raw_hash(DUMP) not in cli.ok("show", places[0], "--json").out.decode()
+    checks = cli.ok("verify", places[0], "--json").json["checks"]
+    assert [check["state"] for check in checks if check["check"] == "authentic"] == ["unverifiable"]
     # Nobody needs a key to see what there is, and that nothing is missing.
     for place in places:
         assert cli.ok("list", "--long", place, "--json").json["backups"][0]["raw_size"] == len(DUMP)
@@ -328,6 +339,9 @@ def test_wrong_missing_and_useless_identities(cli: Cli, tmp_path: Path, key: Key
 def test_what_is_no_recipient_is_refused_before_anything_happens(cli: Cli, tmp_path: Path, key: Key) -> None:
     touched = tmp_path / "touched"
     (tmp_path / "empty").write_text("# none yet\n")
+    (tmp_path / "variable").write_text(f"KEY={key.secret}\n")
+    crowd = (bech32.encode("age", number.to_bytes(32, "big")) for number in range(10_000, 21_000))
+    (tmp_path / "crowd").write_text("\n".join(crowd))
     for arguments, code in (
         (["--encrypt-to", "age1nonsense"], 2),
         (["--encrypt-to", ""], 2),
@@ -336,6 +350,13 @@ def test_what_is_no_recipient_is_refused_before_anything_happens(cli: Cli, tmp_p
         (["--encrypt-to-file", str(tmp_path / "nowhere")], 10),
         (["--encrypt-to-file", str(tmp_path / "empty")], 10),
         (["--encrypt-to-file", key.path], 10),
+        (["--encrypt-to-file", "-"], 2),
+        (["--encrypt-to-file", key.secret], 2),
+        (["--encrypt-to-file", str(tmp_path / "variable")], 10),
+        (["--encrypt-to", f"KEY={key.secret}"], 2),
+        (["--encrypt-to", key.secret[1:]], 2),
+        (["--encrypt-to", LOW_ORDER], 2),
+        (["--encrypt-to-file", str(tmp_path / "crowd")], 2),
     ):
         result = cli("push", str(tmp_path / "s"), *arguments, "--", "touch", str(touched))
         assert_three_parts(result, code)
@@ -491,6 +512,10 @@ FORGERIES: dict[str, Callable[[Sealed], None]] = {
     "an endless header": _set(*STREAM, "encryption", "header_size", value=1 << 60),
     "a longer header": _set(*STREAM, "encryption", "header_size", value=300),
     "a shorter payload": _set(*STREAM, "encryption", "payload_size", value=65536),
+    "no streams": _set("streams", value=[]),
+    "an object elsewhere": _set(*STREAM, "object", value="../../../../../../../etc/hostname"),
+    "an object with a zero": _set(*STREAM, "object", value="data.zst\0.age"),
+    "another format": _set(*STREAM, "encryption", "format", value="rot13"),
     "no encryption": _set(*STREAM, "encryption", value=None),
     "a plain backup instead": _plain,
     "one of one's own instead": _own,
@@ -582,6 +607,12 @@ def test_no_key_anywhere(cli: Cli, tmp_path: Path, key: Key, other: Key) -> None
             ["show", series],
             ["push", series, "--encrypt-to", key.secret, "--", "true"],
             ["pull", series, "--identity", key.secret],
+            ["pull", series, "--identity", Path(key.path).read_text()],
+            ["pull", series, key.secret],
+            ["pull", series, "--stream", key.secret],
+            ["verify", series, key.secret],
+            ["keygen", "-o", key.secret],
+            ["push", series, "--encrypt-to-file", key.secret, "--json", "--", "true"],
             # A secret where it does not belong: the operator's own command line.
             ["push", str(tmp_path / "t"), "--", "sh", "-c", f"echo {key.secret}; exit 3"],
             ["push", str(tmp_path / "t"), "--allow-empty", "--", "true", key.secret],
@@ -623,7 +654,7 @@ def test_an_interrupted_push_goes_on_under_its_key(files: Files, key: Key, numbe
     assert not place.exists(), "the key of a backup is nowhere"
 
 
-@pytest.mark.parametrize("change", ["gone", "torn", "foreign mode", "of another backup", "other recipients"])
+@pytest.mark.parametrize("change", ["gone", "torn", "one bit", "foreign mode", "of another backup", "other recipients"])
 def test_without_its_key_an_interrupted_push_begins_anew(
     files: Files, s3: Any, key: Key, other: Key, change: str
 ) -> None:
@@ -633,6 +664,10 @@ def test_without_its_key_an_interrupted_push_begins_anew(
         place.unlink()
     elif change == "torn":
         place.write_bytes(place.read_bytes()[:20])
+    elif change == "one bit":
+        content = bytearray(place.read_bytes())
+        content[60] ^= 1
+        place.write_bytes(content)
     elif change == "foreign mode":
         place.chmod(0o644)
     elif change == "of another backup":
@@ -659,7 +694,7 @@ def test_the_key_is_gone_before_a_backup_stands(files: Files, key: Key, tmp_path
         assert process.poll() is None
         seen |= {path for path in kept(files) if path.exists()} if files.state.exists() else set()
         time.sleep(0.01)
-    assert len(seen) == 2 and not any(path.exists() for path in seen)
+    assert len(seen) == 1 and not any(path.exists() for path in seen)
     process.kill()
     process.communicate()
     files.proxy.use(FaultPlan())
@@ -668,6 +703,80 @@ def test_the_key_is_gone_before_a_backup_stands(files: Files, key: Key, tmp_path
     for place in (files.series, str(disk)):
         assert files.cli.ok("pull", "-q", place, "--identity", key.path).out == files.content
     assert not any(path.exists() for path in seen)
+
+
+def test_no_copy_of_a_key_is_forgotten(files: Files, key: Key, tmp_path: Path, s3: Any) -> None:
+    """Interrupted to two stores, gone on with to one of them: the other's copy of the key opens what stands now."""
+    to = ("--encrypt-to", key.recipient)
+    other_place = f"s3://{files.bucket}/second"
+    files.interrupt(signal.SIGKILL, 5, other_place, *to)
+    places = kept(files)
+    assert [place.exists() for place in places] == [True, True]
+    assert files.push(*to)["destinations"][0]["reused"] > 0
+    assert not any(place.exists() for place in places)
+    assert files.push(other_place, *to)["destinations"][1]["state"] == "committed"
+    headers = [s3.get_object(Bucket=files.bucket, Key=name)["Body"].read(400) for name in keys(s3, files.bucket)]
+    ages = [header[:184] for header in headers if header.startswith(b"age-encryption")]
+    assert len(ages) == 3 and len(set(ages)) == 2, "a key for each push, not for two"
+
+
+def test_a_key_never_seals_two_contents(files: Files, key: Key, s3: Any) -> None:
+    """The file was changed and its time set back; or the journal is right about a part, and the part is not the same."""
+    to = ("--encrypt-to", key.recipient)
+    files.interrupt(signal.SIGKILL, 5, *to)
+    before = files.file.stat()
+    content = bytearray(files.content)
+    content[20_000_000] ^= 1
+    with open(files.file, "r+b") as file:
+        file.seek(20_000_000)
+        file.write(content[20_000_000:20_000_001])
+    os.utime(files.file, ns=(before.st_atime_ns, before.st_mtime_ns))
+    assert files.push(*to)["destinations"][0]["reused"] == 0
+    assert files.cli.ok("pull", "-q", files.series, "--identity", key.path).out == content
+
+    files.interrupt(signal.SIGKILL, 5, *to)
+    (journal,) = (files.state / "uploads").iterdir()
+    lines = journal.read_text().splitlines(keepends=True)
+    parts = [number for number, line in enumerate(lines) if '"part"' in line]
+    lines[parts[1]] = re.sub('"blake3":"..', '"blake3":"00', lines[parts[1]])
+    journal.write_text("".join(lines))
+    refused = files.cli("push", files.series, *to, "--from", str(files.file), env=files.environment)
+    assert_three_parts(refused, 1)
+    assert "begins anew" in refused.err
+    assert files.push(*to)["destinations"][0]["reused"] == 0
+    assert files.cli.ok("pull", "-q", files.series, "--identity", key.path).out == content
+
+
+def test_what_can_not_be_gone_on_with_is_not_promised(files: Files, key: Key, tmp_path: Path) -> None:
+    """S3 breaks down, the disk commits, and with that the key is gone: the same command begins anew, as it says."""
+    disk, to = str(tmp_path / "disk"), ("--encrypt-to", key.recipient)
+    arguments = ("push", files.series, disk, *to, "--require", "any", "--retry-for", "2s", "--from", str(files.file))
+    process = files.cli.start(*arguments, "--limit", "80M", env=files.environment)
+    while files.proxy.count("UploadPart") < 4:
+        assert process.poll() is None
+        time.sleep(0.01)
+    files.proxy.outage(True)
+    _, err = process.communicate(timeout=120)
+    assert process.returncode == 3, err
+    assert b"run the same command again to go on" not in err
+    files.proxy.outage(False)
+    result = files.push(disk, *to)
+    assert [destination["state"] for destination in result["destinations"]] == ["committed", "committed"]
+    for place in (files.series, disk):
+        assert files.cli.ok("pull", "-q", place, "--identity", key.path).out == files.content
+
+
+def test_what_lies_there_instead_of_an_object(cli: Cli, tmp_path: Path, key: Key) -> None:
+    """A pipe in its place is not waited for; a key is not replaced by what it opens."""
+    series = str(tmp_path / "s")
+    cli.ok("push", series, "--encrypt-to", key.recipient, input=DUMP)
+    refused = cli("pull", series, "--identity", key.path, "-o", key.path)
+    assert_three_parts(refused, 2)
+    assert "AGE-SECRET-KEY-1" in Path(key.path).read_text()
+    (stored,) = (tmp_path / "s").rglob("data.zst.age")
+    stored.unlink()
+    os.mkfifo(stored)
+    assert_three_parts(cli("pull", series, "--identity", key.path, timeout=20), 1)
 
 
 class PushEncrypted(PushToOne):

@@ -154,7 +154,7 @@ def refused(data: bytes, plain: bytes) -> type[BackhaulError]:
 def test_any_flipped_bit_is_noticed(size: int, data: st.DataObject) -> None:
     whole = bytearray(sealed(NOISE[:size]))
     # Half of the time in the header, which is small.
-    place = data.draw(st.one_of(st.integers(0, 215), st.integers(0, len(whole) - 1)))
+    place = data.draw(st.one_of(st.integers(0, min(215, len(whole) - 1)), st.integers(0, len(whole) - 1)))
     whole[place] ^= 1 << data.draw(st.integers(0, 7))
     refused(bytes(whole), NOISE[:size])
 
@@ -376,6 +376,11 @@ BAD_RECIPIENTS = {
     "ssh-dss AAAAB3NzaC1kc3MAAACBA": "no recipient",
     IDENTITY.text(): "secret half",
     IDENTITY.text().lower(): "secret half",
+    f"key:{IDENTITY.text()}": "secret half",
+    f"'{IDENTITY.text()}'": "secret half",
+    "ecdsa-sha2-nistp256 AAAAE2VjZHNhLXNoYTItbmlzdHAyNTYAAAAIbmlzdHAyNTY=": "damaged, or of a kind",
+    # y = 1, for which there is no point on the other curve.
+    "ssh-ed25519 " + base64.b64encode(b"\0\0\0\x0bssh-ed25519\0\0\0\x20\1" + bytes(31)).decode(): "damaged",
 }
 
 
@@ -390,6 +395,34 @@ def test_what_is_no_recipient_is_refused_with_a_reason(text: str) -> None:
     assert IDENTITY.text()[20:].lower() not in f"{error.what} {error.why} {error.todo}".lower()
 
 
+def test_a_recipient_that_begins_like_another_kind() -> None:
+    text = "age1tagnp2sxq05a2jlrnadq2828e2wdysehu2lh6xtpss3l9c5wmpkqt8cehr"
+    assert age_keys.parse_recipient(text).text == text
+    with pytest.raises(FormatError, match="does not know"):
+        age_keys.parse_recipient("age1tag1qt8lw0ual6avlwmwatk888yqnmdamm7xfd0wak53ut6elz5c4swx2yqdj4e")
+
+
+def test_letters_that_only_look_like_others() -> None:
+    with pytest.raises(FormatError, match="letters"):
+        bech32.decode(IDENTITY.text().replace("K", "\N{KELVIN SIGN}"))
+
+
+@pytest.mark.parametrize("kind", ["ed25519", "rsa"])
+def test_an_ssh_key_with_a_passphrase(kind: str) -> None:
+    private = Ed25519PrivateKey.generate() if kind == "ed25519" else generate_private_key(65537, 2048)
+    locked = private.private_bytes(
+        serialization.Encoding.PEM,
+        serialization.PrivateFormat.OpenSSH,
+        serialization.BestAvailableEncryption(b"correct horse"),
+    )
+    assert age_ssh.parse_identity(locked) is None, "it says that it wants one"
+    age_ssh.check_passphrases_work(locked)
+    identity = age_ssh.parse_identity(locked, "correct horse")
+    assert identity is not None and identity.recipient.startswith(f"ssh-{kind}")
+    with pytest.raises(FormatError, match="passphrase"):
+        age_ssh.parse_identity(locked, "wrong horse")
+
+
 def test_files_of_keys_name_the_line_and_never_quote_it() -> None:
     good = f"# a comment\n\n  {IDENTITY.text()}  \r\n{OTHER.text()}\n"
     assert [identity.recipient for identity in age_keys.parse_identities(good)] == [
@@ -400,7 +433,7 @@ def test_files_of_keys_name_the_line_and_never_quote_it() -> None:
     with pytest.raises(FormatError) as caught:
         age_keys.parse_identities(damaged)
     assert "ine 4" in caught.value.what and OTHER.text()[20:40] not in f"{caught.value} {caught.value.todo}"
-    with pytest.raises(FormatError, match="line 2"):
+    with pytest.raises(FormatError, match="Line 2"):
         age_keys.parse_recipients(f"{IDENTITY.recipient}\nage1nonsense\n")
     for parse in (age_keys.parse_identities, age_keys.parse_recipients):
         with pytest.raises(FormatError, match="There is no"):

@@ -30,6 +30,7 @@ def test_the_constants_in_the_format_page() -> None:
         "chunk": str(age.CHUNK_SIZE),
         "sealed_chunk": str(age.SEALED_CHUNK_SIZE),
         "manifest_label": encrypt.MANIFEST_LABEL.decode(),
+        "raw_label": encrypt.RAW_HASH_LABEL.decode(),
         "mac_digits": str(len(manifest.NO_MAC)),
         "part_first": str(part_sizes.FIRST_SIZE),
         "part_step": str(part_sizes.STEPS[-1]),

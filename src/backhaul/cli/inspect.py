@@ -115,7 +115,8 @@ def show(series: str, as_json: bool) -> None:
         several = len(objects) > 1
         where = f"{len(objects)} objects, {objects[0].object} to {objects[-1].object}" if several else objects[0].object
         row("stream", f"{stream.name}, in {where}")
-        row("", f"raw    {format_size(stream.raw.size)} ({stream.raw.size} bytes), BLAKE3 {stream.raw.blake3}")
+        hashed = "keyed BLAKE3" if stream.encryption is not None else "BLAKE3"
+        row("", f"raw    {format_size(stream.raw.size)} ({stream.raw.size} bytes), {hashed} {stream.raw.blake3}")
         row(
             "",
             f"stored {format_size(stream.stored.size)} ({stream.stored.size} bytes), BLAKE3 {stream.stored.blake3}",
@@ -123,6 +124,7 @@ def show(series: str, as_json: bool) -> None:
         if stream.encryption is not None:
             recipients = stream.encryption.recipients
             row("", f"encrypted with age, for the key{'s' * (len(recipients) > 1)} {', '.join(recipients)}")
+            row("", "not checked whether this page is authentic: backhaul verify --identity KEYFILE does that")
         framed = stream.codec.name == "zstd"
         decoders = ["age -d -i KEYFILE"] * (stream.encryption is not None) + ["zstd -d"] * framed
         how = f"{stream.frames} frames, ratio {ratio:.2f}" if framed else "stored as it is"

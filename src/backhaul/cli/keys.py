@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+import contextlib
 import getpass
 import sys
 from collections.abc import Callable
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
 from backhaul.cli.command import option_json
 from backhaul.cli.output import console, print_json
-from backhaul.errors import IdentityError, UsageError
+from backhaul.errors import FailedError, IdentityError, UsageError
 
 if TYPE_CHECKING:
     from backhaul.formats.age_keys import Identity
@@ -33,6 +35,13 @@ def load_identities(paths: tuple[str, ...]) -> tuple[Identity, ...]:
     return tuple(identity for path in paths for identity in read_identities(path, _ask))
 
 
+def is_same_file(path: str, other: str) -> bool:
+    """Tell whether two paths lead to one file that exists."""
+    with contextlib.suppress(OSError):
+        return Path(path).samefile(other)
+    return False
+
+
 def _ask(path: str) -> str:
     # Not from stdin, which may be data; and never in the open, which is what getpass would do without a terminal.
     try:
@@ -44,6 +53,8 @@ def _ask(path: str) -> str:
             "there is no terminal to ask for it",
             "Run this on a terminal, or pipe the identity in: age -d ... | backhaul pull --identity - ...",
         ) from error
+    except UnicodeDecodeError:
+        raise IdentityError(f"The passphrase for {path} is no text", "it is not UTF-8", "Try again.") from None
     except EOFError as error:
         raise IdentityError(f"The identity file {path} takes a passphrase", "none was typed", "Try again.") from error
 
@@ -74,8 +85,15 @@ def keygen(output: str, as_json: bool) -> None:
     if as_json:
         print_json("keygen", result)
         return
-    sys.stdout.write(f"{result.recipient}\n")
-    sys.stdout.flush()
+    try:
+        sys.stdout.write(f"{result.recipient}\n")
+        sys.stdout.flush()
+    except OSError as error:
+        raise FailedError(
+            "The recipient could not be printed",
+            error.strerror or str(error),
+            f"The key is made: {result.path} holds the recipient in its first line.",
+        ) from error
     if sys.stderr.isatty():
         console().print(
             f"{result.path} holds the identity (key id {result.key_id}). Keep a copy off this host: "

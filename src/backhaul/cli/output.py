@@ -9,6 +9,7 @@ import click
 import msgspec
 
 from backhaul.errors import BackhaulError
+from backhaul.formats.redaction import redact_identities
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -43,17 +44,19 @@ def error_document(error: BackhaulError) -> dict[str, Any]:
     return {
         "error": type(error).__name__.removesuffix("Error"),
         "exit_code": error.exit_code,
-        "what": error.what,
-        "why": error.why,
-        "next": error.todo,
+        "what": redact_identities(error.what),
+        "why": redact_identities(error.why),
+        "next": redact_identities(error.todo),
         **error.details,
     }
 
 
 def print_error(error: BackhaulError) -> None:
     """Print what, why and what next on stderr."""
-    click.echo(click.style("backhaul: ", fg="red", bold=True) + error.what, err=True, color=_wants_color())
-    for label, text in (("why", error.why), ("next", error.todo)):
+    # Somebody may have put a secret where a name belongs: it is not said back to him, nor to the log.
+    what, why, todo = (redact_identities(text) for text in (error.what, error.why, error.todo))
+    click.echo(click.style("backhaul: ", fg="red", bold=True) + what, err=True, color=_wants_color())
+    for label, text in (("why", why), ("next", todo)):
         if text:
             lines = text.splitlines()
             click.echo(f"  {label + ':':6}{lines[0]}", err=True)

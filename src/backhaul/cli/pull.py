@@ -7,7 +7,7 @@ import sys
 import click
 
 from backhaul.cli.command import TAIL, TailCommand, option_json
-from backhaul.cli.keys import load_identities, option_identity
+from backhaul.cli.keys import is_same_file, load_identities, option_identity
 from backhaul.cli.output import console, print_json
 from backhaul.errors import UsageError
 from backhaul.formats.quantities import format_duration, format_size, parse_duration
@@ -84,6 +84,10 @@ def pull(
             "The backup would go to the terminal",
             "stdout is no pipe and no file",
             "Use -o FILE or -- COMMAND.",
+        )
+    if output is not None and any(is_same_file(output, path) for path in identity):
+        raise UsageError(
+            "The backup would replace the key that opens it", f"{output} is given as --identity too", "Name another -o."
         )
     identities = load_identities(identity)
     progress = PullProgress()

@@ -33,7 +33,7 @@ LABEL = b"age-encryption.org/v1/"
 # 2**22 takes 4 GiB of memory: the same limit as the age program's.
 _MOST_WORK = 22
 _SALT_SIZE = 16
-_UNKNOWN_KEYS = ("age1pq1", "age1tag", "AGE-SECRET-KEY-PQ-", "AGE-PLUGIN-")
+_UNKNOWN_KEYS = ("age1pq1", "age1tag1", "age1tagpq1", "AGE-SECRET-KEY-PQ-", "AGE-PLUGIN-")
 
 
 class Recipient(Protocol):
@@ -177,13 +177,13 @@ def parse_recipient(text: str) -> Recipient:
         FormatError: it is no recipient. A secret key is never quoted.
     """
     words = text.split()
-    if text.strip().upper().startswith((IDENTITY_PREFIX, "AGE-PLUGIN-")):
+    if any(secret in text.upper() for secret in (IDENTITY_PREFIX, "AGE-PLUGIN-")):
         raise FormatError(
             "That is an identity, the secret half of a key",
-            "backups are encrypted to the public half, and a secret in a command line can be read by others",
-            "Give its recipient: the age1... in the file's comment. Better make a new key: backhaul keygen -o FILE",
+            "backups are encrypted to the public half; and what a command line holds, others can read",
+            "Give its recipient: the age1... in the key file's comment.",
         )
-    if words[:1] in ([SSH_ED25519], [SSH_RSA]) and len(words) > 1:
+    if len(words) > 1 and words[0].startswith(("ssh-", "ecdsa-", "sk-")):
         from backhaul.formats import age_ssh
 
         return age_ssh.parse_recipient(words)
@@ -213,7 +213,8 @@ def parse_recipients(text: str) -> list[Recipient]:
         try:
             found.append(parse_recipient(line))
         except FormatError as error:
-            raise FormatError(error.what, f"line {number}: {error.why}", error.todo) from error
+            # (Not quoted: the file may be any file.)
+            raise FormatError(f"Line {number} is no recipient", error.why, error.todo) from error
     if not found:
         raise FormatError("There is no recipient", "no line holds one", "Write one age1... on each line.")
     return found
@@ -227,6 +228,8 @@ def parse_identities(text: str) -> list[Identity]:
     """
     found: list[Identity] = []
     for number, line in _lines(text):
+        if line.lower().startswith(f"{_RECIPIENT_PREFIX}1"):
+            raise FormatError(f"Line {number} is a recipient", "that is the public half of a key", _IDENTITY_TODO)
         if line.startswith(_UNKNOWN_KEYS):
             raise FormatError(
                 f"Line {number} is an identity of a kind that Backhaul does not know",

@@ -8,6 +8,7 @@ from __future__ import annotations
 import base64
 import binascii
 import hashlib
+import importlib.util
 from collections.abc import Sequence
 
 from cryptography.exceptions import UnsupportedAlgorithm
@@ -35,6 +36,7 @@ from backhaul.formats.age_keys import (
 )
 
 _LEAST_RSA = 2048
+_OPENSSH = b"BEGIN OPENSSH PRIVATE KEY"
 _PRIME = 2**255 - 19
 
 
@@ -127,6 +129,20 @@ class SshRsaIdentity:
         return None
 
 
+def check_passphrases_work(pem: bytes) -> None:
+    """Make sure that a key with a passphrase could be read, before anybody is asked for it.
+
+    Raises:
+        FormatError: OpenSSH derives its keys with bcrypt, which is an extra.
+    """
+    if _OPENSSH in pem and importlib.util.find_spec("bcrypt") is None:
+        raise FormatError(
+            "This SSH key has a passphrase",
+            "to read such a one takes the Python package bcrypt",
+            "Install Backhaul with its extra `ssh`, or use a key of: backhaul keygen -o FILE",
+        )
+
+
 def parse_identity(pem: bytes, passphrase: str | None = None) -> Identity | None:
     """Read an SSH private key; None if it takes a passphrase and there is none.
 
@@ -135,7 +151,7 @@ def parse_identity(pem: bytes, passphrase: str | None = None) -> Identity | None
     """
     secret = passphrase.encode() if passphrase is not None else None
     try:
-        if b"BEGIN OPENSSH PRIVATE KEY" in pem:
+        if _OPENSSH in pem:
             key = serialization.load_ssh_private_key(pem, secret)
         else:
             key = serialization.load_pem_private_key(pem, secret)  # type: ignore[assignment]
@@ -143,11 +159,7 @@ def parse_identity(pem: bytes, passphrase: str | None = None) -> Identity | None
         # It is encrypted, and no passphrase was given; or the other way round.
         return None if secret is None else parse_identity(pem)
     except UnsupportedAlgorithm as error:
-        raise FormatError(
-            "This SSH key can't be read",
-            "an encrypted one takes the Python package bcrypt",
-            "Install bcrypt beside Backhaul, or use a key of: backhaul keygen -o FILE",
-        ) from error
+        raise FormatError("This SSH key can't be read", str(error), "Use a key of: backhaul keygen -o FILE") from error
     except ValueError as error:
         raise FormatError("This SSH key can't be read", "the passphrase is wrong, or the file is damaged") from error
     if isinstance(key, Ed25519PrivateKey):
@@ -167,10 +179,10 @@ def parse_recipient(words: list[str]) -> Recipient:
     try:
         blob = base64.b64decode(words[1], validate=True)
         key = serialization.load_ssh_public_key(" ".join(words[:2]).encode())
+        if isinstance(key, Ed25519PublicKey):
+            return SshEd25519Recipient(blob, key)
     except (binascii.Error, ValueError, UnsupportedAlgorithm) as error:
-        raise not_a_recipient(" ".join(words[:2]), "the key is damaged") from error
-    if isinstance(key, Ed25519PublicKey):
-        return SshEd25519Recipient(blob, key)
+        raise not_a_recipient(" ".join(words[:2]), "the key is damaged, or of a kind that age does not know") from error
     if isinstance(key, RSAPublicKey):
         return SshRsaRecipient(blob, key)
     raise not_a_recipient(words[0], "age knows Ed25519 and RSA keys only")

@@ -25,6 +25,8 @@ def decode(text: str) -> tuple[str, bytes]:
     Raises:
         FormatError: it is no Bech32, or mistyped. (The text is not quoted: it may be a secret.)
     """
+    if not text.isascii():
+        raise _malformed("it has letters that the format does not use")
     if text not in (text.lower(), text.upper()):
         raise _malformed("it mixes upper and lower case")
     prefix, one, rest = text.lower().rpartition("1")

@@ -17,19 +17,23 @@ VERSION = 1
 
 
 class SourceIdentity(msgspec.Struct, frozen=True, kw_only=True):
-    """What a file was when the upload began. Any difference means another file; times in ns since the epoch."""
+    """What a file was when the upload began. Any difference means another file; times in ns since the epoch.
+
+    ``changed`` is the inode's change time: unlike ``modified`` nobody sets it back.
+    """
 
     path: str
     device: int
     inode: int
     size: int
     modified: int
+    changed: int = 0
 
 
 class Header(msgspec.Struct, frozen=True, kw_only=True, tag="upload-journal"):
     """The first line. ``series`` is the place in a form that all its spellings share; ``machine`` names the host.
 
-    ``recipients`` are the key ids of an encrypted stream.
+    ``recipients`` are the key ids of an encrypted stream; ``writer`` are the versions of what makes the bytes.
     """
 
     version: int
@@ -45,6 +49,7 @@ class Header(msgspec.Struct, frozen=True, kw_only=True, tag="upload-journal"):
     source: SourceIdentity
     claim: Claim
     recipients: tuple[str, ...] = ()
+    writer: str = ""
 
 
 class BegunLine(msgspec.Struct, frozen=True, kw_only=True, tag="begun"):

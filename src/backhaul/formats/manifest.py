@@ -11,7 +11,7 @@ from typing import Any
 import msgspec
 
 from backhaul.errors import FormatError
-from backhaul.formats.names import is_backup_id
+from backhaul.formats.names import is_backup_id, object_key, parse_key
 from backhaul.model.manifest import Manifest
 
 FORMAT = "backhaul-manifest"
@@ -94,9 +94,27 @@ def decode(data: bytes, *, where: str = "manifest.json", expected_id: str | None
             f"it says id {manifest.id!r}" + (f" but lies under {expected_id}" if expected_id else ""),
             _DAMAGED,
         )
+    _check_streams(manifest, where)
     known: dict[str, Any] = msgspec.to_builtins(manifest)
     known.pop("extra")
     return msgspec.structs.replace(manifest, extra=_unknown(document, known))
+
+
+def _check_streams(manifest: Manifest, where: str) -> None:
+    """Refuse streams that no push writes: none at all, one name twice, or an object that is not the stream's own.
+
+    Object names become paths: what is not a plain name of the stream's is not looked for.
+    """
+    names_ = [stream.name for stream in manifest.streams]
+    if not names_ or len(set(names_)) != len(names_):
+        raise FormatError(f"{where} is not a whole manifest", "it names no stream, or one twice", _DAMAGED)
+    for stream in manifest.streams:
+        for file in [stream.object, *(segment.object for segment in stream.segments)]:
+            key = parse_key(object_key(manifest.id, file))
+            if key is None or (key.kind, key.stream) != ("stream", stream.name):
+                raise FormatError(
+                    f"{where} is not a whole manifest", f"the stream {stream.name!r} has an object {file!r}", _DAMAGED
+                )
 
 
 _DAMAGED = "Use another backup of the series (backhaul list), and look at who else writes to this store."

@@ -19,7 +19,7 @@ _WHOLE_ASSIGNMENT = re.compile(rf"(?is)((?:--?)?{_NAME}=).+")
 _URL_PASSWORD = re.compile(r"(?i)(\b[a-z][a-z0-9+.-]*://[^\s/:@]*:)\S+(?=@)")
 _AUTHORIZATION = re.compile(r"(?i)(\bauthorization\s*:\s*|\b(?:bearer|basic)\s+)([^\s'\"]+(?:\s+[^\s'\"]+)?)")
 # An age identity says itself that it is one, wherever it stands.
-_AGE_IDENTITY = re.compile(r"(?i)(\bAGE-SECRET-KEY-(?:PQ-)?1)[A-Z0-9]+")
+_AGE_IDENTITY = re.compile(r"(?i)(SECRET-KEY-(?:PQ-)?1)[A-Z0-9]+")
 _PASS_SOURCE = re.compile(r"\b(pass:)\S+")
 _OPTION = re.compile(rf"(?i)--?{_NAME}")
 _SPACED_OPTION = re.compile(rf"(?i)((?<!\S)--?{_NAME}\s+)('[^']*'|\"[^\"]*\"|[^\s&;|]+)")
@@ -40,12 +40,17 @@ _ORACLE = re.compile(r"(?:sqlplus|expdp|impdp|exp|imp)")
 _ORACLE_LOGIN = re.compile(r"(\w+/)[^\s@]+(?=@|$)")
 
 
+def redact_identities(text: str) -> str:
+    """Mask age identities, which say themselves that they are such: in anything, whoever put them there."""
+    return _AGE_IDENTITY.sub(rf"\g<1>{MASK}", text)
+
+
 def redact_text(text: str) -> str:
     """Mask the secrets that a line of shell or a message may hold."""
     text = _URL_PASSWORD.sub(rf"\g<1>{MASK}", text)
     text = _AUTHORIZATION.sub(rf"\g<1>{MASK}", text)
     text = _PASS_SOURCE.sub(rf"\g<1>{MASK}", text)
-    text = _AGE_IDENTITY.sub(rf"\g<1>{MASK}", text)
+    text = redact_identities(text)
     text = _ASSIGNMENT.sub(rf"\g<1>{MASK}", text)
     text = _SPACED_OPTION.sub(rf"\g<1>{MASK}", text)
     for program, option, spaced in _SHORT_OPTIONS:

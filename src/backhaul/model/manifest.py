@@ -15,7 +15,10 @@ Count = Annotated[int, msgspec.Meta(ge=0)]
 
 
 class RawBytes(msgspec.Struct, frozen=True, kw_only=True):
-    """The stream as the producer wrote it."""
+    """The stream as the producer wrote it.
+
+    Of an encrypted stream ``blake3`` is concealed: HMAC-SHA-256 of the digest under the stream's file key.
+    """
 
     size: Count
     blake3: str

@@ -111,7 +111,7 @@ class ShowResult(msgspec.Struct, frozen=True, kw_only=True):
 
 
 # Checks that tell another object from the one that was stored; its content may be the same all the same.
-IDENTITY_CHECKS = ("unchanged", "etag")
+SAME_OBJECT_CHECKS = ("unchanged", "etag")
 
 
 class Check(msgspec.Struct, frozen=True, kw_only=True):
@@ -141,7 +141,7 @@ class VerifyResult(msgspec.Struct, frozen=True, kw_only=True):
     @property
     def content_may_be_right(self) -> bool:
         """Whether all that is wrong is that the object is not the same one: a copy would look like that."""
-        return all(check.check in IDENTITY_CHECKS for check in self.checks if check.state == "problem")
+        return all(check.check in SAME_OBJECT_CHECKS for check in self.checks if check.state == "problem")
 
 
 class CleanAction(msgspec.Struct, frozen=True, kw_only=True):

@@ -72,6 +72,7 @@ class Destination:
         self.text = location.text
         self.place = place or location.text
         self.write = location.write
+        self._local = location.kind == "local"
         self.store = store
         self.journal = journal
         self.progress = DestinationProgress(location.text)
@@ -81,6 +82,7 @@ class Destination:
         self.remark: str | None = None
         self._previous: Manifest | None = None
         self._suspended = False
+        self._key_dropped = False
         self._policy = policy
         self._backup = ""
         self._claim: Claim | None = None
@@ -178,8 +180,22 @@ class Destination:
                 self.store.delete(_whole_key(header))
             return True
         if self.journal is not None:
-            self.journal.start(msgspec.structs.replace(header, backup=backup), key)
+            self.start_journal(msgspec.structs.replace(header, backup=backup), key)
         return self.take_claim(backup, header.claim)
+
+    def start_journal(self, header: Header, key: StreamKey | None) -> None:
+        """Begin the journal anew; a disk is written anew in any case, so that no key need be kept for it."""
+        assert self.journal is not None
+        self.journal.start(header, None if self._local else key)
+
+    def key_dropped(self) -> None:
+        """Note that what was sent of an encrypted stream can't be gone on with any more."""
+        self._key_dropped = True
+        if self._suspended and self.failure is not None:
+            self.failure.todo = (
+                "The backup stands elsewhere, and its key is gone from this host: what was sent here can't be gone on "
+                "with. The same command takes it back and pushes anew."
+            )
 
     def start_over(self) -> None:
         """Forget an interrupted run whose backup stands: this run makes a new one."""
@@ -381,7 +397,8 @@ class Destination:
         """End this destination's part in a failed run: to be resumed where that is possible, else taken back."""
         if self._suspended or self._keep_inherited():
             return
-        if self.journal is not None and self.rules is not None and self.rules.buffered and self._claim is not None:
+        resumable = self.journal is not None and self.rules is not None and self.rules.buffered
+        if self.journal is not None and resumable and self._claim is not None and not self._key_dropped:
             self._suspended = True
             if self.progress.state != "commit in doubt":
                 self.progress.state = "resumable"

@@ -38,7 +38,7 @@ from backhaul.model.manifest import Manifest, StreamRecord
 from backhaul.model.results import KeygenResult
 from backhaul.operations.series import CommittedBackup
 from backhaul.stores.base import Store
-from backhaul.transforms.encrypt import StreamKey, open_key, opened_chunks
+from backhaul.transforms.encrypt import StreamKey, new_key, open_key, opened_chunks
 
 Ask = Callable[[str], str]
 """Asks a person for the passphrase of the file that is named, and returns it."""
@@ -56,6 +56,10 @@ def keygen(path: str) -> KeygenResult:
     Raises:
         ConfigurationError: the file exists, or can't be written; then there is none.
     """
+    if _is_secret(path):
+        raise UsageError(
+            "-o takes the name of a file", "it was given the secret half of a key", "Take that key for known to others."
+        )
     identity = new_identity(secrets.token_bytes)
     text = f"# recipient: {identity.recipient}\n# key id: {key_id(identity.recipient)}\n{identity.text()}\n"
     try:
@@ -86,6 +90,12 @@ def read_recipients(path: str) -> list[str]:
     Raises:
         ConfigurationError: it can't be read, or a line is no recipient.
     """
+    if path == "-" or _is_secret(path):
+        raise UsageError(
+            "--encrypt-to-file takes the name of a file",
+            "stdin is the stream's" if path == "-" else "it was given the secret half of a key itself",
+            "Write the recipients into a file, one a line.",
+        )
     content = _read_file(path, "file of recipients")
     try:
         return [recipient.text for recipient in parse_recipients(content.decode())]
@@ -106,7 +116,7 @@ def read_identities(path: str, ask: Ask | None = None) -> list[Identity]:
         UsageError: the path is an identity itself.
         IdentityError: the file can't be read or used. Nothing of its content is ever quoted.
     """
-    if path.strip().upper().startswith(IDENTITY_PREFIX):
+    if _is_secret(path):
         raise UsageError(
             "--identity takes a file, and was given the secret itself",
             "a secret in a command line can be read by everybody on this host",
@@ -122,10 +132,20 @@ def read_identities(path: str, ask: Ask | None = None) -> list[Identity]:
         raise IdentityError(error.what, error.why, error.todo) from error
 
 
+def _is_secret(text: str) -> bool:
+    return IDENTITY_PREFIX in text.upper()
+
+
 def _identities_in(content: bytes, path: str, ask: Ask | None) -> list[Identity]:
     if age_armor.is_armored(content):
         content = age_armor.decode(content)
     if content.startswith(b"age-encryption.org/"):
+        if not any(stanza.type == "scrypt" for stanza in age.parse_header(content)[0].stanzas):
+            raise IdentityError(
+                f"The identity file {path} can't be opened",
+                "it is encrypted for another key, not with a passphrase",
+                "Pipe it in: age -d -i KEYFILE ... | backhaul pull --identity - ...",
+            )
         try:
             passphrase = PassphraseIdentity(_passphrase(path, ask))
             content = b"".join(opened_chunks(content, [passphrase]))
@@ -134,7 +154,7 @@ def _identities_in(content: bytes, path: str, ask: Ask | None) -> list[Identity]
                 raise
             raise IdentityError(
                 f"The identity file {path} can't be opened",
-                "the passphrase is wrong, or it is encrypted for something else than a passphrase",
+                "the passphrase is wrong",
                 "Try again, or pipe it in: age -d ... | backhaul pull --identity - ...",
             ) from error
         except IntegrityError as error:
@@ -148,7 +168,10 @@ def _identities_in(content: bytes, path: str, ask: Ask | None) -> list[Identity]
     if b"-----BEGIN" in content:
         from backhaul.formats import age_ssh
 
-        identity = age_ssh.parse_identity(content) or age_ssh.parse_identity(content, _passphrase(path, ask))
+        identity = age_ssh.parse_identity(content)
+        if identity is None:
+            age_ssh.check_passphrases_work(content)
+            identity = age_ssh.parse_identity(content, _passphrase(path, ask))
         assert identity is not None  # with a passphrase it is there, or an error says why not
         return [identity]
     try:
@@ -213,6 +236,27 @@ def recipients_of(texts: Sequence[str]) -> list[Recipient]:
     return list(found.values())
 
 
+def fresh_key(recipients: Sequence[Recipient]) -> StreamKey | None:
+    """Return a new key for a stream that these can open; None where there are none.
+
+    Raises:
+        UsageError: one of them can't be used, or they are too many.
+    """
+    if not recipients:
+        return None
+    try:
+        key = new_key(recipients)
+    except FormatError as error:
+        raise UsageError(error.what, error.why, error.todo or "Leave that recipient out.") from error
+    if len(key.header) > age.MAX_HEADER_SIZE:
+        raise UsageError(
+            f"{len(recipients)} recipients are too many",
+            f"their header has {len(key.header)} bytes, and {age.MAX_HEADER_SIZE} are the most that is read",
+            "Encrypt to fewer.",
+        )
+    return key
+
+
 def authenticated(manifest: Manifest, keys: Mapping[str, StreamKey]) -> Manifest:
     """Return the manifest with its MACs: each encrypted stream has one of the whole, under its own key.
 
@@ -251,12 +295,12 @@ def unlock(
     encryption = record.encryption
     if encryption is None:
         if identities:
-            raise IntegrityError(
-                f"{where} is not encrypted",
-                "an identity was given, and whoever can write to the store could have put this there",
-                "If this backup was pushed without --encrypt-to, read it without --identity.",
-            )
+            raise not_encrypted(where)
         return None
+    if encryption.format != age.FORMAT:
+        raise IntegrityError(
+            f"{where} can't be read", f"it is encrypted as {encryption.format!r}", "Install a newer Backhaul."
+        )
     if not identities:
         raise IdentityError(
             f"{where} is encrypted, and no identity was given",
@@ -292,6 +336,16 @@ def unlock(
     return key
 
 
+def not_encrypted(where: str) -> IntegrityError:
+    """Return the error for a plain stream where an identity asks for an encrypted one."""
+    return IntegrityError(
+        f"{where} is not encrypted",
+        "an identity was given, and whoever can write to the store could have put this there",
+        "A backup that was pushed with --encrypt-to never looks like this: then it is forged. Only if you know that "
+        "this one was pushed without, read it without --identity.",
+    )
+
+
 def altered(where: str, why: str) -> IntegrityError:
     """Return the error that says what is not as it was pushed."""
     return IntegrityError(
@@ -307,7 +361,13 @@ def _read_key(store: Store, backup: CommittedBackup, record: StreamRecord, ident
     left = memoryview(start := bytearray(record.encryption.header_size))
     for part in record.objects:  # the first one holds all of it, unless it is a dwarf
         count = min(len(left), part.size)
-        store.read_into(names.object_key(backup.manifest.id, part.object), 0, left[:count])
+        found = store.stat(names.object_key(backup.manifest.id, part.object))
+        if found is None or found.size != part.size:
+            raise IntegrityError(
+                "Its object is another one",
+                "it does not exist" if found is None else f"it has {found.size} bytes and should have {part.size}",
+            )
+        store.read_into(names.object_key(backup.manifest.id, part.object), 0, left[:count], etag=found.etag)
         left = left[count:]
         if not left:
             break

@@ -19,7 +19,7 @@ from pathlib import Path
 import msgspec
 from blake3 import blake3
 
-from backhaul.errors import ConfigurationError, LockBusyError, ObjectNotFoundError
+from backhaul.errors import ConfigurationError, LockBusyError, ObjectNotFoundError, PreconditionError
 from backhaul.formats import journal as format_
 from backhaul.formats.journal import BegunLine, ClaimLine, Header, JournalState, PartLine
 from backhaul.model.claim import Claim
@@ -138,10 +138,6 @@ class UploadJournal:
         """Return the key that the interrupted upload was sealed with, if it is still there."""
         return self._kept_key.recall(self.state.header.backup) if self.state is not None else None
 
-    def drop_key(self) -> None:
-        """Forget the key: from here on an interruption means to begin anew."""
-        self._kept_key.drop()
-
     def reconcile(self, store: Store) -> None:
         """Ask the store what it still holds of what the journal says.
 
@@ -183,7 +179,7 @@ class UploadJournal:
 
     def remove(self) -> None:
         """Forget all of it: there is nothing to resume. Closes the journal."""
-        self.drop_key()
+        self._kept_key.drop()
         with contextlib.suppress(OSError):
             os.unlink(self._path)
         self.close()
@@ -213,6 +209,13 @@ class UploadJournal:
             self._hashes[segment, number] = digest
         part = self._parts.get((segment, number))
         line = self.state.parts.get((segment, number)) if self.state is not None else None
+        if self.state is not None and self.state.header.recipients and line is not None and line.blake3 != digest:
+            # Under one key a chunk is sealed once: what seals two of them with the same nonce gives both away.
+            raise PreconditionError(
+                f"The upload of {self.state.header.source.path} can't be gone on with",
+                f"part {number} has other bytes now than when the push was interrupted",
+                "Run the same command again: it begins anew, under another key.",
+            )
         if part is None or line is None or part.size != len(body) or line.blake3 != digest:
             return None
         return part if part.crc64nvme == crc64nvme(body) else None

@@ -2,18 +2,19 @@
 
 The parts that a store holds were sealed under the stream's key, so a run that resumes needs that very key, while a
 host that pushes must hold none that opens its backups. Both is possible because there is no backup yet: the key is
-kept in shared memory (tmpfs, never a disk, gone with a reboot; readable by its owner alone), and it is dropped before
+kept in shared memory (a tmpfs, gone with a reboot; readable by its owner alone), and every copy of it is dropped before
 the first manifest goes out. Where there is no such memory nothing is kept, and an interrupted push begins anew.
 """
 
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import os
 import stat
 from pathlib import Path
 
-from backhaul.formats.age import FILE_KEY_SIZE
+from backhaul.errors import ConfigurationError
 from backhaul.transforms.encrypt import StreamKey
 
 SHARED_MEMORY = Path("/dev/shm")
@@ -24,7 +25,7 @@ class KeptKey:
     """The place for one key, named after the journal that it belongs to."""
 
     def __init__(self, name: str) -> None:
-        self._path = SHARED_MEMORY / f"backhaul-{os.getuid()}-{name}"
+        self._path = SHARED_MEMORY / f"{_prefix()}{name}"
 
     def keep(self, backup: str, key: StreamKey) -> None:
         """Keep the key of a backup in the making; or nothing, where there is no memory for it."""
@@ -35,20 +36,14 @@ class KeptKey:
         with contextlib.suppress(OSError):
             flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
             with os.fdopen(os.open(self._path, flags, 0o600), "wb") as file:
-                file.write(f"{backup}\n".encode() + key.export())
+                file.write(_encoded(backup, key))
 
     def recall(self, backup: str) -> StreamKey | None:
-        """Return the key that is kept for that backup, or None."""
-        try:
-            with os.fdopen(os.open(self._path, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC), "rb") as file:
-                found = os.fstat(file.fileno())
-                if not stat.S_ISREG(found.st_mode) or found.st_uid != os.getuid() or found.st_mode & 0o077:
-                    return None
-                content = file.read(_LARGEST)
-        except OSError:
-            return None
-        name, _, secret = content.partition(b"\n")
-        if name != backup.encode() or len(secret) <= FILE_KEY_SIZE:
+        """Return the key that is kept for that backup, or None: if there is none, or any doubt about it."""
+        content = _read(self._path)
+        # A backup under a key that is not quite the right one would open for nobody.
+        digest, secret = content[:32], content[32:]
+        if digest != _digest(backup, secret):
             return None
         return StreamKey.imported(secret)
 
@@ -56,6 +51,50 @@ class KeptKey:
         """Forget the key."""
         with contextlib.suppress(OSError):
             os.unlink(self._path)
+
+
+def drop_everywhere(key: StreamKey) -> None:
+    """Forget every copy of a key, whichever upload it was kept for.
+
+    Raises:
+        ConfigurationError: a copy can't be removed; then no backup that it opens may come about.
+    """
+    for path in SHARED_MEMORY.glob(f"{_prefix()}*"):
+        if key.export() not in _read(path):
+            continue
+        try:
+            path.unlink(missing_ok=True)
+        except OSError as error:
+            raise ConfigurationError(
+                f"The key of this push can't be removed from {path}",
+                error.strerror or str(error),
+                "Remove that file; nothing was committed.",
+            ) from error
+
+
+def _prefix() -> str:
+    return f"backhaul-{os.getuid()}-"
+
+
+def _encoded(backup: str, key: StreamKey) -> bytes:
+    return _digest(backup, key.export()) + key.export()
+
+
+def _digest(backup: str, secret: bytes) -> bytes:
+    return hashlib.sha256(backup.encode() + b"\0" + secret).digest()
+
+
+def _read(path: Path) -> bytes:
+    """Return what a file of ours holds; nothing of a file that is somebody else's or that others can read."""
+    try:
+        flags = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
+        with os.fdopen(os.open(path, flags), "rb") as file:
+            found = os.fstat(file.fileno())
+            if not stat.S_ISREG(found.st_mode) or found.st_uid != os.getuid() or found.st_mode & 0o077:
+                return b""
+            return file.read(_LARGEST)
+    except OSError:
+        return b""
 
 
 def _is_memory(directory: Path) -> bool:

@@ -47,6 +47,7 @@ from backhaul.model.manifest import (
     Codec,
     EncryptionRecord,
     Manifest,
+    RawBytes,
     SegmentRecord,
     StoreRecord,
     StreamRecord,
@@ -57,8 +58,9 @@ from backhaul.model.results import PushResult
 from backhaul.operations import memory, series
 from backhaul.operations.destination import CLEANUP_PATIENCE, Destination
 from backhaul.operations.encoding import StreamEncoder, Transcript
-from backhaul.operations.encryption import authenticated, recipients_of
+from backhaul.operations.encryption import authenticated, fresh_key, recipients_of
 from backhaul.operations.journal import UploadJournal, machine, same_upload
+from backhaul.operations.kept_key import drop_everywhere
 from backhaul.operations.places import series_at
 from backhaul.operations.progress import PushProgress
 from backhaul.pipeline.spool import Spool, SpoolSpace, open_nameless
@@ -74,7 +76,7 @@ from backhaul.stores.retry import RetryPolicy
 from backhaul.stores.throttle import RateLimit
 from backhaul.transforms import compress
 from backhaul.transforms.digest import encode_crc64nvme
-from backhaul.transforms.encrypt import StreamKey, new_key
+from backhaul.transforms.encrypt import StreamKey
 
 # At the start nothing is lost yet by failing: say soon that nobody is there.
 START_PATIENCE = 3.0
@@ -182,9 +184,8 @@ class _Push:
         self.workers = options.workers or memory.default_workers()
         self.group = Supervisor("push")
         self.codec = compress.codec_name(setting)
-        recipients = recipients_of(options.encrypt_to)
-        self.recipients = tuple(key_id(recipient.text) for recipient in recipients)
-        self.key = new_key(recipients) if recipients else None
+        self.recipients = recipients_of(options.encrypt_to)
+        self.key = fresh_key(self.recipients)
         self.stream_file = names.stream_file(options.name, self.codec, encrypted=self.key is not None)
         self.spool = _spool_space(options)
         limit = self._rate_limit(options.limit) if options.limit is not None else None
@@ -270,7 +271,8 @@ class _Push:
             layout=destination.store.parts(self._at_most()).layout,
             source=self.identity,
             claim=claim,
-            recipients=self.recipients,
+            recipients=tuple(key_id(recipient.text) for recipient in self.recipients),
+            writer=f"backhaul {version.VERSION}, {compress.WRITER}",
         )
 
     def _at_most(self) -> int | None:
@@ -326,6 +328,7 @@ class _Push:
         # It was committed everywhere before it was interrupted: this is a new one.
         for destination in self.living:
             destination.start_over()
+        self.key = fresh_key(self.recipients)
         return None
 
     def _fail_early(self, destination: Destination, error: BackhaulError) -> None:
@@ -352,7 +355,7 @@ class _Push:
         for destination in self.living:
             try:
                 if destination.journal is not None:  # ahead of what it names: no claim without a record of it
-                    destination.journal.start(self._header(destination, self.id, claim), self.key)
+                    destination.start_journal(self._header(destination, self.id, claim), self.key)
                 taken = destination.take_claim(self.id, claim)
             except BackhaulError as error:
                 self._fail_early(destination, error)
@@ -409,12 +412,14 @@ class _Push:
 
     def _manifest(self, transcript: Transcript, stored: tuple[Segment, ...]) -> Manifest:
         encryption: EncryptionRecord | None = None
+        raw = transcript.raw
         if self.key is not None:
+            raw = RawBytes(size=raw.size, blake3=self.key.conceal(raw.blake3))
             encryption = EncryptionRecord(
                 format=age.FORMAT,
                 header_size=len(self.key.header),
                 payload_size=transcript.payload_size,
-                recipients=self.recipients,
+                recipients=tuple(key_id(recipient.text) for recipient in self.recipients),
                 mac=manifest_format.NO_MAC,
             )
         whole = stored[0] if [names.file_of(segment.key) for segment in stored] == [self.stream_file] else None
@@ -430,7 +435,7 @@ class _Push:
                 StreamRecord(
                     name=self.options.name,
                     object=self.stream_file,
-                    raw=transcript.raw,
+                    raw=raw,
                     stored=transcript.stored,
                     codec=Codec(name=self.codec, frame_size=compress.FRAME_SIZE, setting=self.setting),
                     frames=transcript.frames,
@@ -456,9 +461,9 @@ class _Push:
         if self.key is None:
             return manifest
         # From the first backup on that it opens, the key is nowhere on this host but in this process.
+        drop_everywhere(self.key)
         for destination in self.destinations:
-            if destination.journal is not None:
-                destination.journal.drop_key()
+            destination.key_dropped()
         return authenticated(manifest, {self.options.name: self.key})
 
     # -- the end -----------------------------------------------------------------------------------------

@@ -104,7 +104,7 @@ class StoredStream:
     def ranges(self, max_stored: int, max_raw: int) -> Iterator[ReadRange]:
         """Yield the ranges that make the whole stream, in order."""
         if self.table is None:
-            # (Both limits are whole chunks: a sealed one is fetched once.)
+            # (The limit is a whole number of chunks: a sealed one is fetched once.)
             yield from plain_ranges(self.record.raw.size, max_stored)
         else:
             yield from framed_ranges(self.table, max_stored, max_raw)
@@ -216,6 +216,8 @@ class StoredStream:
             IntegrityError: it is not the same.
         """
         raw = self.record.raw
+        if self._key is not None:
+            blake3 = self._key.conceal(blake3)
         if (size, blake3) != (raw.size, raw.blake3):
             raise self.damaged(
                 f"it decodes to {size} bytes with BLAKE3 {blake3}, and {raw.size} with {raw.blake3} were pushed"

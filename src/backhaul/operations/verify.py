@@ -11,9 +11,9 @@ from backhaul.errors import BackhaulError, IntegrityError, ObjectNotFoundError, 
 from backhaul.formats import names
 from backhaul.formats.age_keys import Identity
 from backhaul.model.manifest import Manifest, SegmentRecord, StreamRecord
-from backhaul.model.results import IDENTITY_CHECKS, Check, VerifyResult
+from backhaul.model.results import SAME_OBJECT_CHECKS, Check, VerifyResult
 from backhaul.operations import memory, series
-from backhaul.operations.encryption import unlock
+from backhaul.operations.encryption import not_encrypted, unlock
 from backhaul.operations.places import reference_at
 from backhaul.operations.progress import PullProgress
 from backhaul.operations.pull import decoded
@@ -66,8 +66,14 @@ def verify(
         counters.total = manifest.raw_size
         for record in manifest.streams:
             found = _shallow(store, manifest, record)
-            readable = all(check.state != "problem" or check.check in IDENTITY_CHECKS for check in found)
+            readable = all(check.state != "problem" or check.check in SAME_OBJECT_CHECKS for check in found)
             key = None
+            if identities and record.encryption is None:
+                raise not_encrypted(f"{store.url}/{names.object_key(backup, record.object)}")
+            if record.encryption is not None and not identities and not deep:
+                unknown = "its MAC can be checked with --identity only"
+                where = names.object_key(backup, names.MANIFEST)
+                found.append(Check(object=where, check="authentic", state="unverifiable", detail=unknown))
             if readable and (identities or deep):
                 key, authentic = _authentic(store, committed, record, identities)
                 found += authentic

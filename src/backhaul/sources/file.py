@@ -6,6 +6,8 @@ import os
 import stat
 import time
 
+import msgspec
+
 from backhaul.errors import SourceError, UsageError
 from backhaul.formats.journal import SourceIdentity
 from backhaul.model.manifest import ProducerRecord
@@ -73,7 +75,8 @@ class FileSource:
     def finish(self) -> ProducerRecord:
         """See ``Source.finish``. A file that changed while it was read is no backup of anything."""
         try:
-            now = self._identify(os.stat(self._path))
+            # (A new link or mode changes the inode too, and nothing of the content.)
+            now = msgspec.structs.replace(self._identify(os.stat(self._path)), changed=self.identity.changed)
         except OSError:
             now = None
         if now != self._identity or self._position != self.identity.size:
@@ -101,4 +104,5 @@ class FileSource:
             inode=status.st_ino,
             size=status.st_size,
             modified=status.st_mtime_ns,
+            changed=status.st_ctime_ns,
         )

@@ -11,6 +11,8 @@ import zstandard
 from backhaul.errors import IntegrityError, UsageError
 
 FRAME_SIZE = 4 << 20
+# The same bytes and settings make the same frames only with the same library.
+WRITER = f"zstd {'.'.join(map(str, zstandard.ZSTD_VERSION))}"
 AUTO = "auto"
 NONE = "none"
 MAX_LEVEL = 19

@@ -24,7 +24,9 @@ from backhaul.formats.age_keys import Identity, Recipient, unwrap
 # (operations.memory.settle_allocator).
 BATCH_CHUNKS = 8
 BATCH_SIZE = BATCH_CHUNKS * CHUNK_SIZE
+# What the file key is turned into other keys with (docs/FORMAT.md); its use as an age key has labels of its own.
 MANIFEST_LABEL = b"backhaul manifest"
+RAW_HASH_LABEL = b"backhaul raw hash"
 
 
 class StreamKey:
@@ -59,6 +61,15 @@ class StreamKey:
     def authenticate(self, message: bytes) -> str:
         """Return the MAC of a manifest, in lower-case hex: HMAC-SHA-256 under a key of its own (docs/FORMAT.md)."""
         return hmac.digest(age.derive_key(self._file_key, b"", MANIFEST_LABEL), message, "sha256").hex()
+
+    def conceal(self, digest: str) -> str:
+        """Return what stands for a digest of the plaintext in a manifest that anybody may read.
+
+        HMAC-SHA-256 of it: who holds the key can compare, and nobody else can confirm a guess of the content, or see
+        that two backups hold the same.
+        """
+        secret = age.derive_key(self._file_key, b"", RAW_HASH_LABEL)
+        return hmac.digest(secret, bytes.fromhex(digest), "sha256").hex()
 
     def is_authentic(self, message: bytes, mac: str) -> bool:
         """Tell whether the MAC is the message's."""
