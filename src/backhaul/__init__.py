@@ -40,11 +40,11 @@ if TYPE_CHECKING:
     from backhaul.model.results import VerifyResult as VerifyResult
     from backhaul.operations.clean import clean as clean
     from backhaul.operations.doctor import doctor as doctor
-    from backhaul.operations.encryption import keygen as keygen
-    from backhaul.operations.encryption import read_identities as read_identities
-    from backhaul.operations.encryption import read_recipients as read_recipients
     from backhaul.operations.inspect import list_backups as list
     from backhaul.operations.inspect import show_backup as show
+    from backhaul.operations.keys import keygen as keygen
+    from backhaul.operations.keys import read_identities as read_identities
+    from backhaul.operations.keys import read_recipients as read_recipients
     from backhaul.operations.pull import PullOptions as PullOptions
     from backhaul.operations.pull import pull as pull
     from backhaul.operations.push import PushOptions as PushOptions
@@ -72,9 +72,9 @@ _EXPORTS = {
     "VerifyResult": ("backhaul.model.results", "VerifyResult"),
     "clean": ("backhaul.operations.clean", "clean"),
     "doctor": ("backhaul.operations.doctor", "doctor"),
-    "keygen": ("backhaul.operations.encryption", "keygen"),
-    "read_identities": ("backhaul.operations.encryption", "read_identities"),
-    "read_recipients": ("backhaul.operations.encryption", "read_recipients"),
+    "keygen": ("backhaul.operations.keys", "keygen"),
+    "read_identities": ("backhaul.operations.keys", "read_identities"),
+    "read_recipients": ("backhaul.operations.keys", "read_recipients"),
     "list": ("backhaul.operations.inspect", "list_backups"),
     "show": ("backhaul.operations.inspect", "show_backup"),
     "PullOptions": ("backhaul.operations.pull", "PullOptions"),

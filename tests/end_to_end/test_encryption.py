@@ -207,6 +207,16 @@ def test_a_disk_is_filled_within_the_memory_formula(cli: Cli, tmp_path: Path, ke
     assert document["peak_memory"] <= document["memory"]["total"]
 
 
+def test_what_is_encrypted_already_does_not_pay_twice(cli: Cli, tmp_path: Path, key: Key) -> None:
+    """It passes through as it is; and who encrypts it all the same is told."""
+    inside = pyrage.encrypt(DUMP, [pyrage.x25519.Recipient.from_str(key.recipient)])
+    plain = cli.ok("push", str(tmp_path / "s"), "--json", input=inside).json
+    assert plain["remark"] is None and plain["stored_size"] < len(inside) * 1.001
+    twice = cli("push", str(tmp_path / "s"), "--encrypt-to", key.recipient, input=inside)
+    assert "encrypted already (age)" in twice.err
+    assert cli.ok("pull", "-q", str(tmp_path / "s"), "--identity", key.path).out == inside
+
+
 # -- keys --------------------------------------------------------------------------------------------------------
 
 

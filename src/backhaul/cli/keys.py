@@ -30,7 +30,7 @@ def load_identities(paths: tuple[str, ...]) -> tuple[Identity, ...]:
     """Read all identity files, before anything is drawn on the terminal: passphrases are asked for here."""
     if not paths:
         return ()
-    from backhaul.operations.encryption import read_identities
+    from backhaul.operations.keys import read_identities
 
     return tuple(identity for path in paths for identity in read_identities(path, _ask))
 
@@ -77,7 +77,7 @@ To protect FILE with a passphrase: age -p -o orders.key.age orders.key"""
 @option_json("Print the result as one JSON object on stdout.")
 def keygen(output: str, as_json: bool) -> None:
     """Make a new age identity in FILE (mode 0600), and print its recipient, which backups are encrypted to."""
-    from backhaul.operations.encryption import keygen as operation
+    from backhaul.operations.keys import keygen as operation
 
     if output == "-":
         raise UsageError("keygen writes a file", "-o - was given", "Name one: backhaul keygen -o backup.key")

@@ -126,7 +126,7 @@ def push(
     acknowledged, and the manifest was written; until then no listing shows it.
     """
     from backhaul.cli.progress import push_progress
-    from backhaul.operations.encryption import read_recipients
+    from backhaul.operations.keys import read_recipients
     from backhaul.operations.push import DEFAULT_SPOOL_SIZE, PushOptions
     from backhaul.operations.push import push as operation
     from backhaul.sources.base import Source
@@ -222,6 +222,8 @@ def _print_summary(result: PushResult) -> None:
         f"[bold]{result.id}[/]  {format_size(result.raw_size)} in, {format_size(result.stored_size)} stored, "
         f"ratio {ratio:.2f}, {format_duration(result.seconds)}, {format_size(rate)}/s"
     )
+    if result.remark:
+        out.print(f"  {result.remark}", style="yellow", markup=False)
     for destination in result.destinations:
         good = destination.state == "committed"
         line = Text("  ✓ " if good else "  ✗ ", style="green" if good else "red").append(destination.series, "")

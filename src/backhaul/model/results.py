@@ -45,7 +45,10 @@ class DestinationResult(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class PushResult(msgspec.Struct, frozen=True, kw_only=True):
-    """A push that ended with at least its required destinations committed."""
+    """A push that ended with at least its required destinations committed.
+
+    ``remark`` says what its operator may want to know, or is None.
+    """
 
     id: str
     stream: str
@@ -58,6 +61,7 @@ class PushResult(msgspec.Struct, frozen=True, kw_only=True):
     required: int
     memory: MemoryBound
     peak_memory: int
+    remark: str | None = None
 
     @property
     def complete(self) -> bool:

@@ -72,7 +72,8 @@ class Destination:
         self.text = location.text
         self.place = place or location.text
         self.write = location.write
-        self._local = location.kind == "local"
+        # Whether every run writes all of the stream: nothing of an earlier one can be gone on with.
+        self.rewritten = location.kind == "local"
         self.store = store
         self.journal = journal
         self.progress = DestinationProgress(location.text)
@@ -184,9 +185,9 @@ class Destination:
         return self.take_claim(backup, header.claim)
 
     def start_journal(self, header: Header, key: StreamKey | None) -> None:
-        """Begin the journal anew; a disk is written anew in any case, so that no key need be kept for it."""
+        """Begin the journal anew; with the key for a run that goes on, where that is possible."""
         assert self.journal is not None
-        self.journal.start(header, None if self._local else key)
+        self.journal.start(header, None if self.rewritten else key)
 
     def key_dropped(self) -> None:
         """Note that what was sent of an encrypted stream can't be gone on with any more."""

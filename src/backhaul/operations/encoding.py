@@ -27,6 +27,7 @@ from backhaul.transforms.digest import StreamDigest, encode_crc64nvme
 from backhaul.transforms.encrypt import StreamKey
 
 MARKER_WINDOW = 4 << 10
+HEAD_SIZE = 64
 
 
 class Transcript(msgspec.Struct, frozen=True):
@@ -56,6 +57,8 @@ class _Frame(msgspec.Struct, frozen=True):
 
 class StreamEncoder:
     """Encodes one stream; ``transcript`` is settled when it has ended well, and before its takers are told so.
+
+    ``head`` are the raw stream's first bytes.
 
     Args:
         group: whose threads work.
@@ -92,6 +95,7 @@ class StreamEncoder:
         self._progress = progress
         self._key = key
         self._raw_digest = StreamDigest(crc=False)
+        self.head = b""
         self._tail = b""
         self._producer: ProducerRecord | None = None
         self._table = seekable.SeekTable()
@@ -131,6 +135,7 @@ class StreamEncoder:
                 self._progress.raw += count
             if size:
                 block = buffer[:size]
+                self.head = self.head or bytes(block[:HEAD_SIZE])
                 self._raw_digest.feed(block)
                 self._tail = (self._tail + bytes(block[-MARKER_WINDOW:]))[-MARKER_WINDOW:]
                 yield _Block(buffer, size)

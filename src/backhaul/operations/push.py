@@ -39,6 +39,7 @@ from backhaul.formats import age, names
 from backhaul.formats import journal as journal_format
 from backhaul.formats import manifest as manifest_format
 from backhaul.formats.age_keys import key_id
+from backhaul.formats.ciphertext import encrypted_as
 from backhaul.formats.journal import Header
 from backhaul.formats.timetable import Timetable
 from backhaul.model.claim import Claim
@@ -301,7 +302,8 @@ class _Push:
                     destination.remark = "the file or the settings have changed since an interrupted push: begun anew"
                     destination.forsake()
                 elif self.key is not None and key is None:
-                    destination.remark = "the key of an interrupted push is gone: begun anew"
+                    if not destination.rewritten:
+                        destination.remark = "the key of an interrupted push is gone: begun anew"
                     destination.forsake()
                 else:
                     begun[journal.state.header.backup] = key
@@ -494,6 +496,7 @@ class _Push:
             stored_size=transcript.stored.size,
             seconds=seconds,
             frames=transcript.frames,
+            remark=self._remark(),
             raw_blake3=transcript.raw.blake3,
             destinations=tuple(destination.result() for destination in self.destinations),
             required=self.required,
@@ -507,6 +510,12 @@ class _Push:
             ),
             peak_memory=memory.peak_memory(),
         )
+
+    def _remark(self) -> str | None:
+        kind = encrypted_as(self.encoder.head)
+        if self.key is None or kind is None:
+            return None
+        return f"the stream was encrypted already ({kind}): --encrypt-to has done it once more"
 
     def _too_few(self) -> BackhaulError:
         """Return the error that says which destinations failed, why, and which hold the backup all the same."""
