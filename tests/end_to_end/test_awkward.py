@@ -15,6 +15,7 @@ from collections.abc import Iterator
 
 import pytest
 
+from backhaul.formats.manifest import VERSION
 from backhaul.testing.data import dump_text, random_bytes
 from backhaul.testing.servers import SeaweedFS
 from tests.conftest import Cli
@@ -158,7 +159,8 @@ def test_markup_and_escapes_in_names(local_cli: Cli) -> None:
 
 
 @pytest.mark.parametrize(
-    "change", [('"frames": 1', '"frames": -5'), ('"1.1"', '"' + "9" * 5000 + '.0"'), ('"offset": ', '"offset": 9')]
+    "change",
+    [('"frames": 1', '"frames": -5'), (f'"{VERSION}"', '"' + "9" * 5000 + '.0"'), ('"offset": ', '"offset": 9')],
 )
 def test_hostile_manifests(local_cli: Cli, change: tuple[str, str]) -> None:
     local_cli.ok("push", "s", "--", "echo", "x")

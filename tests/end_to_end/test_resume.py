@@ -23,7 +23,7 @@ PART = 8 << 20
 def test_only_what_is_missing_is_sent(files: Files, s3: Any, number: signal.Signals) -> None:
     said = files.interrupt(number)
     if number == signal.SIGTERM:
-        assert "gone on with by the same command" in said
+        assert "The same command goes on where it was" in said
     (upload,) = open_uploads(s3, files.bucket)
     there = s3.list_parts(Bucket=files.bucket, Key=upload["Key"], UploadId=upload["UploadId"])["Parts"]
     stored = sum({part["PartNumber"]: part["Size"] for part in there}.values())

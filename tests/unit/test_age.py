@@ -356,13 +356,6 @@ def test_other_peoples_keys_and_several_recipients() -> None:
         list(opened_chunks(data, []))
 
 
-def test_a_passphrase() -> None:
-    data = pyrage.passphrase.encrypt(b"inside", "correct horse")
-    assert b"".join(opened_chunks(data, [age_keys.PassphraseIdentity("correct horse")])) == b"inside"
-    with pytest.raises(IdentityError):
-        list(opened_chunks(data, [age_keys.PassphraseIdentity("wrong horse")]))
-
-
 BAD_RECIPIENTS = {
     "": "no recipient",
     "age1": "no recipient",

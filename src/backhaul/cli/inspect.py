@@ -53,6 +53,7 @@ def list_(series: str, long: bool, as_json: bool) -> None:
     now = dt.datetime.now(dt.UTC)
     for backup in result.backups:
         age = (now - dt.datetime.fromisoformat(backup.started)).total_seconds()
+        streams = ", ".join(backup.streams) + " (encrypted)" * backup.encrypted
         cells = [backup.id, format_duration(max(0.0, age)), format_size(backup.stored_size)]
         if long:
             raw = backup.raw_size
@@ -61,7 +62,7 @@ def list_(series: str, long: bool, as_json: bool) -> None:
                 f"{raw / backup.stored_size:.2f}" if raw is not None and backup.stored_size else "?",
                 format_duration(backup.seconds) if backup.seconds is not None else "?",
             ]
-        table.add_row(*cells, Text(backup.problem, "red") if backup.problem else Text(", ".join(backup.streams)))
+        table.add_row(*cells, Text(backup.problem, "red") if backup.problem else Text(streams))
     console(sys.stdout).print(table)
 
 
@@ -131,7 +132,7 @@ def show(series: str, as_json: bool) -> None:
         if several:
             decoders.insert(0, f"cat {stream.object}*")
         elif decoders:
-            decoders[0] += f" {stream.object}"
+            decoders[0] += f" {objects[0].object}"
         row("", how + (f"; decode without Backhaul: {' | '.join(decoders)}" if decoders else ""))
     console(sys.stdout).print(table)
 
@@ -185,7 +186,9 @@ def verify(series: str, deep: bool, identity: tuple[str, ...], quiet: bool, as_j
             if deep:
                 words = f"[green]{result.id} is as it was pushed[/]: {format_size(result.bytes_read)} read and compared"
             else:
-                words = f"[green]{result.id}: nothing missing, shortened or replaced[/]; --deep reads the content too"
+                unknown = any(check.state == "unverifiable" for check in result.checks)
+                words = f"[green]{result.id}: nothing missing, shortened or replaced[/]"
+                words += ", as far as could be told (?)" * unknown + "; --deep reads the content too"
             console(sys.stdout).print(words)
     problems = [check for check in result.checks if check.state == "problem"]
     if problems:

@@ -46,7 +46,11 @@ def _ask(path: str) -> str:
     # Not from stdin, which may be data; and never in the open, which is what getpass would do without a terminal.
     try:
         with open("/dev/tty", "w") as terminal:
-            return getpass.getpass(f"Passphrase for {path}: ", terminal)
+            try:
+                return getpass.getpass(f"Passphrase for {path}: ", terminal)
+            except EOFError:
+                terminal.write("\n")
+                raise
     except OSError as error:
         raise IdentityError(
             f"The identity file {path} takes a passphrase",

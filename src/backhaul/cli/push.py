@@ -42,7 +42,8 @@ ended. Leave compression to Backhaul (pg_dump -Z0): it compresses on all cores."
     "--encrypt-to",
     multiple=True,
     metavar="RECIPIENT",
-    help="Encrypt, so that only the key of this age recipient (age1...) or SSH public key opens it. Repeatable.",
+    help="Encrypt, so that only the key of this age recipient (age1...) or SSH public key opens it. "
+    "Repeatable: one recipient each.",
 )
 @click.option(
     "--encrypt-to-file",
@@ -67,7 +68,8 @@ ended. Leave compression to Backhaul (pg_dump -Z0): it compresses on all cores."
     "--from",
     "from_",
     metavar="PATH",
-    help="A file instead of a command: if the push is interrupted, the same command goes on where it was.",
+    help="A file instead of a command: if a push to S3 is interrupted, the same command goes on where it was. "
+    "(A directory is written anew.)",
 )
 @click.option(
     "--limit",
@@ -156,6 +158,13 @@ def push(
             "without -- every word is a SERIES",
             f"Put -- before the command; for a directory of that name write ./{words[0]}",
         )
+    for text in encrypt_to:
+        if Path(text).is_file():
+            raise UsageError(
+                f"--encrypt-to takes a recipient, and {text} is a file",
+                "a recipient begins with age1 or ssh-",
+                "For a file of recipients: --encrypt-to-file",
+            )
     options = PushOptions(
         name=name,
         compress=compress,
@@ -206,7 +215,7 @@ def _what_stands(progress: PushProgress) -> str:
             said.append(f"{words}: {', '.join(places)}.")
     kept = [destination.series for destination in progress.destinations if destination.state == "resumable"]
     if kept:
-        said.append(f"To be gone on with by the same command: {', '.join(kept)}.")
+        said.append(f"The same command goes on where it was: {', '.join(kept)}.")
     if any(destination.state == "failed, leftovers" for destination in progress.destinations):
         said.append("Not everything could be taken back; backhaul clean collects the rest.")
     return " ".join(said) or "Nothing was committed and nothing was left; push again."
@@ -222,6 +231,8 @@ def _print_summary(result: PushResult) -> None:
         f"[bold]{result.id}[/]  {format_size(result.raw_size)} in, {format_size(result.stored_size)} stored, "
         f"ratio {ratio:.2f}, {format_duration(result.seconds)}, {format_size(rate)}/s"
     )
+    if result.recipients:
+        out.print(f"  encrypted for {', '.join(result.recipients)}", style="dim", markup=False)
     if result.remark:
         out.print(f"  {result.remark}", style="yellow", markup=False)
     for destination in result.destinations:

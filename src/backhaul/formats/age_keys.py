@@ -33,6 +33,7 @@ LABEL = b"age-encryption.org/v1/"
 # 2**22 takes 4 GiB of memory: the same limit as the age program's.
 _MOST_WORK = 22
 _SALT_SIZE = 16
+_SHORT, _LONG = 24, 80
 _UNKNOWN_KEYS = ("age1pq1", "age1tag1", "age1tagpq1", "AGE-SECRET-KEY-PQ-", "AGE-PLUGIN-")
 
 
@@ -58,6 +59,11 @@ class Identity(Protocol):
             FormatError: a stanza of the identity's type is malformed.
         """
         ...
+
+
+def is_secret(text: str) -> bool:
+    """Tell whether a text holds the secret half of a key, age's or SSH's, whatever is around it."""
+    return any(mark in text.upper() for mark in (IDENTITY_PREFIX, "AGE-PLUGIN-", "PRIVATE KEY-----"))
 
 
 def key_id(recipient: str) -> str:
@@ -177,11 +183,12 @@ def parse_recipient(text: str) -> Recipient:
         FormatError: it is no recipient. A secret key is never quoted.
     """
     words = text.split()
-    if any(secret in text.upper() for secret in (IDENTITY_PREFIX, "AGE-PLUGIN-")):
+    if is_secret(text):
         raise FormatError(
             "That is an identity, the secret half of a key",
-            "backups are encrypted to the public half; and what a command line holds, others can read",
-            "Give its recipient: the age1... in the key file's comment.",
+            "backups are encrypted to the public half",
+            "Give its recipient: the age1... in the key file's comment, or the .pub of an SSH key. A secret that was "
+            "in a command line is known to others.",
         )
     if len(words) > 1 and words[0].startswith(("ssh-", "ecdsa-", "sk-")):
         from backhaul.formats import age_ssh
@@ -191,12 +198,18 @@ def parse_recipient(text: str) -> Recipient:
         raise FormatError(
             f"The recipient {text[:24]}... is of a kind that Backhaul does not know",
             "it knows age's X25519 keys (age1...) and SSH's ssh-ed25519 and ssh-rsa",
-            "Encrypt to such a key as well, made by: backhaul keygen -o FILE",
+            "Encrypt to one of these instead; backhaul keygen -o FILE makes one.",
         )
     try:
         prefix, public = bech32.decode(text)
     except FormatError as error:
-        raise not_a_recipient(text, error.why) from error
+        several = len(words) > 1 or "," in text
+        why = (
+            "there is more than one word: each recipient takes an option, or a line, of its own"
+            if several
+            else error.why
+        )
+        raise not_a_recipient(text, why) from error
     if prefix != _RECIPIENT_PREFIX or len(public) != 32:
         raise not_a_recipient(text, f"an age recipient begins with age1, and this with {prefix}1")
     return X25519Recipient(public)
@@ -258,7 +271,9 @@ def _lines(text: str) -> list[tuple[int, str]]:
 
 def not_a_recipient(text: str, why: str) -> FormatError:
     """Return the error for a text that should be a recipient."""
-    shown = text if len(text) <= 80 else f"{text[:60]}..."
+    # What looks like no recipient at all may be a secret that lost its beginning: only as much as names it is said.
+    known = text.startswith((f"{_RECIPIENT_PREFIX}1", "ssh-")) or len(text) <= _SHORT
+    shown = text if known and len(text) <= _LONG else f"{text[: _LONG // 2 if known else _SHORT // 2]}..."
     return FormatError(
         f"{shown!r} is no recipient",
         why,

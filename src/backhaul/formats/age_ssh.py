@@ -139,7 +139,7 @@ def check_passphrases_work(pem: bytes) -> None:
         raise FormatError(
             "This SSH key has a passphrase",
             "to read such a one takes the Python package bcrypt",
-            "Install Backhaul with its extra `ssh`, or use a key of: backhaul keygen -o FILE",
+            "Run pip install bcrypt where Backhaul is, or take the passphrase off a copy: ssh-keygen -p -f COPY",
         )
 
 
@@ -161,7 +161,8 @@ def parse_identity(pem: bytes, passphrase: str | None = None) -> Identity | None
     except UnsupportedAlgorithm as error:
         raise FormatError("This SSH key can't be read", str(error), "Use a key of: backhaul keygen -o FILE") from error
     except ValueError as error:
-        raise FormatError("This SSH key can't be read", "the passphrase is wrong, or the file is damaged") from error
+        why = "the passphrase is wrong, or the file is damaged"
+        raise FormatError("This SSH key can't be read", why, "Try again, or use a copy of the file.") from error
     if isinstance(key, Ed25519PrivateKey):
         return SshEd25519Identity(key)
     if isinstance(key, RSAPrivateKey):

@@ -36,6 +36,7 @@ class ObjectName(msgspec.Struct, frozen=True):
     kind: str
     id: str
     stream: str = ""
+    encrypted: bool = False
 
 
 def backup_id(start: dt.datetime) -> str:
@@ -116,7 +117,7 @@ def parse_key(key: str) -> ObjectName | None:
     whole = file[: segment.start()] if segment else file
     stream = whole.removesuffix(ENCRYPTED_SUFFIX).removesuffix(COMPRESSED_SUFFIX)
     if _is_stream_name(stream):
-        return ObjectName("stream", backup, stream)
+        return ObjectName("stream", backup, stream, whole.endswith(ENCRYPTED_SUFFIX))
     return None
 
 

@@ -20,6 +20,7 @@ _URL_PASSWORD = re.compile(r"(?i)(\b[a-z][a-z0-9+.-]*://[^\s/:@]*:)\S+(?=@)")
 _AUTHORIZATION = re.compile(r"(?i)(\bauthorization\s*:\s*|\b(?:bearer|basic)\s+)([^\s'\"]+(?:\s+[^\s'\"]+)?)")
 # An age identity says itself that it is one, wherever it stands.
 _AGE_IDENTITY = re.compile(r"(?i)(SECRET-KEY-(?:PQ-)?1)[A-Z0-9]+")
+_PRIVATE_KEY = re.compile(r"(?s)(-----BEGIN [A-Z ]*PRIVATE KEY-----).*?(?=-----END|$)")
 _PASS_SOURCE = re.compile(r"\b(pass:)\S+")
 _OPTION = re.compile(rf"(?i)--?{_NAME}")
 _SPACED_OPTION = re.compile(rf"(?i)((?<!\S)--?{_NAME}\s+)('[^']*'|\"[^\"]*\"|[^\s&;|]+)")
@@ -41,8 +42,8 @@ _ORACLE_LOGIN = re.compile(r"(\w+/)[^\s@]+(?=@|$)")
 
 
 def redact_identities(text: str) -> str:
-    """Mask age identities, which say themselves that they are such: in anything, whoever put them there."""
-    return _AGE_IDENTITY.sub(rf"\g<1>{MASK}", text)
+    """Mask age identities and private keys, which say themselves what they are: in anything, whoever put them there."""
+    return _AGE_IDENTITY.sub(rf"\g<1>{MASK}", _PRIVATE_KEY.sub(rf"\g<1>{MASK}", text))
 
 
 def redact_text(text: str) -> str:

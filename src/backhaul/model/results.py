@@ -47,7 +47,8 @@ class DestinationResult(msgspec.Struct, frozen=True, kw_only=True):
 class PushResult(msgspec.Struct, frozen=True, kw_only=True):
     """A push that ended with at least its required destinations committed.
 
-    ``remark`` says what its operator may want to know, or is None.
+    ``recipients`` are the key ids that it is encrypted for; ``remark`` says what its operator may want to know, or is
+    None.
     """
 
     id: str
@@ -61,6 +62,7 @@ class PushResult(msgspec.Struct, frozen=True, kw_only=True):
     required: int
     memory: MemoryBound
     peak_memory: int
+    recipients: tuple[str, ...] = ()
     remark: str | None = None
 
     @property
@@ -87,14 +89,15 @@ class PullResult(msgspec.Struct, frozen=True, kw_only=True):
 class BackupSummary(msgspec.Struct, frozen=True, kw_only=True):
     """One committed backup as a listing shows it: from object names and sizes alone.
 
-    ``streams`` are the names of its stream objects; ``raw_size`` and ``seconds`` are known only when the
-    manifests were read too.
+    ``streams`` are the names of its stream objects, ``encrypted`` whether all of them are; ``raw_size`` and ``seconds``
+    are known only when the manifests were read too.
     """
 
     id: str
     started: str
     streams: tuple[str, ...]
     stored_size: int
+    encrypted: bool = False
     raw_size: int | None = None
     seconds: float | None = None
     problem: str | None = None

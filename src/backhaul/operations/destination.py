@@ -52,6 +52,7 @@ from backhaul.transforms.encrypt import StreamKey
 
 # While cleaning up after a failure a dead store must not hold the process for long.
 CLEANUP_PATIENCE = 2.0
+REWRITTEN = "an interrupted push to a directory is begun anew"
 
 
 MakeManifest = Callable[[Transcript, tuple[Segment, ...]], Manifest]
@@ -175,11 +176,14 @@ class Destination:
             self.journal.take_over(header.claim)
             series.renew_claim(self.store, backup, header.claim)
             self._claim = header.claim
+            self.remark = REWRITTEN if self.rewritten else self.remark
             self.journal.reconcile(self.store)
             if _whole_key(header) not in {begun.key for begun in state.uploads.values()}:
                 # A stream in a single request, whose manifest was not written: there is no going on with it.
                 self.store.delete(_whole_key(header))
             return True
+        if state is not None:
+            self.remark = REWRITTEN if self.rewritten else "what an interrupted push had sent is gone: begun anew"
         if self.journal is not None:
             self.start_journal(msgspec.structs.replace(header, backup=backup), key)
         return self.take_claim(backup, header.claim)

@@ -194,8 +194,9 @@ def _no_match(where: str, recipients: Sequence[str], identities: Sequence[Identi
         return altered(where, "its header was altered: the manifest says that it is for this identity, and it is not")
     return IdentityError(
         f"No identity opens {where}",
-        f"it is for {_keys(recipients)}, and what was given is {_keys(ours)}",
-        "Give the key file that belongs to it with --identity FILE.",
+        f"by its manifest, which can't be checked without, it is for {_keys(recipients)}; given was {_keys(ours)}",
+        "Give the key file that belongs to it with --identity FILE. If what you gave opens other backups of this "
+        "series, somebody has put this one in their place.",
     )
 
 

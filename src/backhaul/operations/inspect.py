@@ -71,11 +71,13 @@ def show_backup(reference: str) -> ShowResult:
 
 def _summary(backup: str, objects: list[StoredObject]) -> BackupSummary:
     streams: set[str] = set()
+    encrypted = True
     size = 0
     for entry in objects:
         name = names.parse_key(entry.key)
         if name is not None and name.kind == "stream":
             streams.add(name.stream)
+            encrypted = encrypted and name.encrypted
             size += entry.size
     start = names.parse_backup_id(backup)
     assert start is not None
@@ -84,5 +86,6 @@ def _summary(backup: str, objects: list[StoredObject]) -> BackupSummary:
         started=start.isoformat().replace("+00:00", "Z"),
         streams=tuple(sorted(streams)),
         stored_size=size,
+        encrypted=encrypted and bool(streams),
         problem=None if streams else "its streams are missing",
     )

@@ -5,13 +5,14 @@ from __future__ import annotations
 import os
 import secrets
 from collections.abc import Callable
+from pathlib import Path
 
 from backhaul.errors import ConfigurationError, FormatError, IdentityError, IntegrityError, UsageError
 from backhaul.formats import age, age_armor
 from backhaul.formats.age_keys import (
-    IDENTITY_PREFIX,
     Identity,
     PassphraseIdentity,
+    is_secret,
     key_id,
     new_identity,
     parse_identities,
@@ -33,7 +34,7 @@ def keygen(path: str) -> KeygenResult:
         UsageError: the path is a secret itself.
         ConfigurationError: the file exists, or can't be written; then there is none.
     """
-    if _is_secret(path):
+    if is_secret(path):
         raise UsageError(
             "-o takes the name of a file", "it was given the secret half of a key", "Take that key for known to others."
         )
@@ -42,11 +43,8 @@ def keygen(path: str) -> KeygenResult:
     try:
         descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
     except FileExistsError as error:
-        raise ConfigurationError(
-            f"{path} is not overwritten",
-            "it exists, and backups may depend on the key in it",
-            "Choose another name.",
-        ) from error
+        why = "it is a directory" if Path(path).is_dir() else "it exists, and backups may depend on the key in it"
+        raise ConfigurationError(f"{path} is not overwritten", why, "Choose another name.") from error
     except OSError as error:
         raise _unwritable(path, error) from error
     try:
@@ -68,7 +66,7 @@ def read_recipients(path: str) -> list[str]:
         UsageError: it is stdin, or a secret itself.
         ConfigurationError: it can't be read, or a line is no recipient.
     """
-    if path == "-" or _is_secret(path):
+    if path == "-" or is_secret(path):
         raise UsageError(
             "--encrypt-to-file takes the name of a file",
             "stdin is the stream's" if path == "-" else "it was given the secret half of a key itself",
@@ -94,7 +92,11 @@ def read_identities(path: str, ask: Ask | None = None) -> list[Identity]:
         UsageError: the path is an identity itself.
         IdentityError: the file can't be read or used. Nothing of its content is ever quoted.
     """
-    if _is_secret(path):
+    if path.startswith("age1") and not Path(path).exists():
+        raise UsageError(
+            "--identity takes the file of a key's secret half", f"{path} is the public half", "Name the key file."
+        )
+    if is_secret(path):
         raise UsageError(
             "--identity takes a file, and was given the secret itself",
             "a secret in a command line can be read by everybody on this host",
@@ -103,15 +105,10 @@ def read_identities(path: str, ask: Ask | None = None) -> list[Identity]:
     try:
         return _identities_in(_read_file(path, "identity file"), path, ask)
     except FormatError as error:
-        raise IdentityError(
-            f"The identity file {path} can't be used", f"{error.what}: {error.why}", error.todo
-        ) from error
+        why, todo = f"{error.what}: {error.why}", error.todo or "Name another file, or use a copy of this one."
+        raise IdentityError(f"The identity file {path} can't be used", why, todo) from error
     except ConfigurationError as error:
         raise IdentityError(error.what, error.why, error.todo) from error
-
-
-def _is_secret(text: str) -> bool:
-    return IDENTITY_PREFIX in text.upper()
 
 
 def _identities_in(content: bytes, path: str, ask: Ask | None) -> list[Identity]:
@@ -122,7 +119,7 @@ def _identities_in(content: bytes, path: str, ask: Ask | None) -> list[Identity]
             raise IdentityError(
                 f"The identity file {path} can't be opened",
                 "it is encrypted for another key, not with a passphrase",
-                "Pipe it in: age -d -i KEYFILE ... | backhaul pull --identity - ...",
+                "Pipe the identity in: age -d -i KEYFILE ... | backhaul pull --identity - ...",
             )
         try:
             passphrase = PassphraseIdentity(_passphrase(path, ask))
@@ -133,7 +130,7 @@ def _identities_in(content: bytes, path: str, ask: Ask | None) -> list[Identity]
             raise IdentityError(
                 f"The identity file {path} can't be opened",
                 "the passphrase is wrong",
-                "Try again, or pipe it in: age -d ... | backhaul pull --identity - ...",
+                "Try again, or pipe the identity in: age -d ... | backhaul pull --identity - ...",
             ) from error
         except IntegrityError as error:
             raise IdentityError(f"The identity file {path} is damaged", error.why, "Use a copy of it.") from error

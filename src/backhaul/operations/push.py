@@ -38,9 +38,10 @@ from backhaul.errors import (
 from backhaul.formats import age, names
 from backhaul.formats import journal as journal_format
 from backhaul.formats import manifest as manifest_format
-from backhaul.formats.age_keys import key_id
+from backhaul.formats.age_keys import is_secret, key_id
 from backhaul.formats.ciphertext import encrypted_as
 from backhaul.formats.journal import Header
+from backhaul.formats.redaction import redact_identities
 from backhaul.formats.timetable import Timetable
 from backhaul.model.claim import Claim
 from backhaul.model.location import Location
@@ -57,7 +58,7 @@ from backhaul.model.manifest import (
 from backhaul.model.objects import StoredObject
 from backhaul.model.results import PushResult
 from backhaul.operations import memory, series
-from backhaul.operations.destination import CLEANUP_PATIENCE, Destination
+from backhaul.operations.destination import CLEANUP_PATIENCE, REWRITTEN, Destination
 from backhaul.operations.encoding import StreamEncoder, Transcript
 from backhaul.operations.encryption import authenticated, fresh_key, recipients_of
 from backhaul.operations.journal import UploadJournal, machine, same_upload
@@ -88,6 +89,10 @@ _MAX_ID_TRIES = 120
 # A limited body goes out in pieces of this many seconds, so that a slow limit is even.
 _PIECE_SECONDS = 0.02
 _LARGEST_PIECE = 64 << 10
+
+
+# Words of a command line that were meant for --encrypt-to.
+_KEY_BEGINNINGS = ("age1", "ssh-ed25519 ", "ssh-rsa ")
 
 
 class PushOptions(msgspec.Struct, frozen=True, kw_only=True):
@@ -154,6 +159,13 @@ def push(
     names.check_stream_name(options.name)
     if not destinations:
         raise UsageError("push has no destination", "no SERIES was given", "Write: backhaul push SERIES -- COMMAND")
+    for text in destinations:
+        if text.lower().startswith(_KEY_BEGINNINGS) or is_secret(text):
+            raise UsageError(
+                f"{redact_identities(text)[:24]}... is a key, and stands where a SERIES belongs",
+                "--encrypt-to takes one recipient",
+                "Give each recipient its own --encrypt-to; a directory of that name is written ./NAME",
+            )
     required = required_destinations(options.require, len(destinations))
     locations = [series_at(text) for text in destinations]
     if len({_identity(location) for location in locations}) != len(locations):
@@ -302,8 +314,9 @@ class _Push:
                     destination.remark = "the file or the settings have changed since an interrupted push: begun anew"
                     destination.forsake()
                 elif self.key is not None and key is None:
-                    if not destination.rewritten:
-                        destination.remark = "the key of an interrupted push is gone: begun anew"
+                    destination.remark = (
+                        REWRITTEN if destination.rewritten else "the key of an interrupted push is gone: begun anew"
+                    )
                     destination.forsake()
                 else:
                     begun[journal.state.header.backup] = key
@@ -497,6 +510,7 @@ class _Push:
             seconds=seconds,
             frames=transcript.frames,
             remark=self._remark(),
+            recipients=tuple(key_id(recipient.text) for recipient in self.recipients),
             raw_blake3=transcript.raw.blake3,
             destinations=tuple(destination.result() for destination in self.destinations),
             required=self.required,

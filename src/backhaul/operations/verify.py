@@ -104,7 +104,7 @@ def _authentic(
     try:
         key = unlock(store, backup, record, identities)
     except IntegrityError as error:
-        return None, [Check(object=key_of, check="authentic", state="problem", detail=str(error))]
+        return None, [Check(object=key_of, check="authentic", state="problem", detail=error.why)]
     if key is None:
         return None, []
     detail = f"its MAC is that of whoever encrypted {record.object}"
