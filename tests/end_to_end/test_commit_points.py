@@ -15,7 +15,7 @@ import pytest
 from backhaul.errors import BackhaulError, FailedError, PreconditionError, StoreUnavailableError
 from backhaul.formats import names
 from backhaul.formats.location import parse_location
-from backhaul.model.objects import StoredObject, Upload, UploadedPart
+from backhaul.model.objects import NO_METADATA, Metadata, StoredObject, Upload, UploadedPart
 from backhaul.operations import push as push_module
 from backhaul.operations import series
 from backhaul.operations import verify as verify_module
@@ -47,16 +47,30 @@ class HoldingStore(MemoryStore):
             assert self.go.wait(60)
 
     def put(
-        self, key: str, body: Body, crc64nvme: int, *, if_absent: bool = True, kind: Kind = "record"
+        self,
+        key: str,
+        body: Body,
+        crc64nvme: int,
+        *,
+        if_absent: bool = True,
+        replaces: str | None = None,
+        kind: Kind = "record",
+        metadata: Metadata = NO_METADATA,
     ) -> StoredObject:
         self._hold(key.rpartition("/")[2])
-        return super().put(key, body, crc64nvme, if_absent=if_absent)
+        return super().put(key, body, crc64nvme, if_absent=if_absent, replaces=replaces)
 
     def complete(
-        self, upload: Upload, parts: Sequence[UploadedPart], crc64nvme: int, *, if_absent: bool = True
+        self,
+        upload: Upload,
+        parts: Sequence[UploadedPart],
+        crc64nvme: int,
+        *,
+        if_absent: bool = True,
+        replaces: str | None = None,
     ) -> StoredObject:
         self._hold("complete")
-        return super().complete(upload, parts, crc64nvme, if_absent=if_absent)
+        return super().complete(upload, parts, crc64nvme, if_absent=if_absent, replaces=replaces)
 
 
 @pytest.fixture
@@ -123,12 +137,20 @@ class FailingStore(MemoryStore):
         self.rule, self.after = rule, after
 
     def put(
-        self, key: str, body: Body, crc64nvme: int, *, if_absent: bool = True, kind: Kind = "record"
+        self,
+        key: str,
+        body: Body,
+        crc64nvme: int,
+        *,
+        if_absent: bool = True,
+        replaces: str | None = None,
+        kind: Kind = "record",
+        metadata: Metadata = NO_METADATA,
     ) -> StoredObject:
         fails = self.rule(key)
         if fails and not self.after:
             raise StoreUnavailableError("put failed", "503", "")
-        stored = super().put(key, body, crc64nvme, if_absent=if_absent)
+        stored = super().put(key, body, crc64nvme, if_absent=if_absent, replaces=replaces)
         if fails:
             raise StoreUnavailableError("the reply was lost", "reset", "")
         return stored
@@ -195,7 +217,15 @@ def test_what_a_store_gives_nothing_to_compare_is_unverifiable(monkeypatch: pyte
             return msgspec.structs.replace(found, etag=None, checksum=None) if found is not None else None
 
         def put(
-            self, key: str, body: Body, crc64nvme: int, *, if_absent: bool = True, kind: Kind = "record"
+            self,
+            key: str,
+            body: Body,
+            crc64nvme: int,
+            *,
+            if_absent: bool = True,
+            replaces: str | None = None,
+            kind: Kind = "record",
+            metadata: Metadata = NO_METADATA,
         ) -> StoredObject:
             stored = super().put(key, body, crc64nvme, if_absent=if_absent, kind=kind)
             return msgspec.structs.replace(stored, etag=None, checksum=None)

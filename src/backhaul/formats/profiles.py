@@ -13,7 +13,7 @@ from collections.abc import Mapping
 import msgspec
 
 from backhaul.errors import UsageError
-from backhaul.model.profile import Limits, Profile
+from backhaul.model.profile import BY_TREE, UNORDERED, Limits, Profile
 
 _TIB = 1 << 40
 
@@ -79,6 +79,8 @@ PROFILES: dict[str, Profile] = {
         Profile(
             name="seaweedfs",
             title="SeaweedFS",
+            listing=BY_TREE,
+            unsafe_names="\\",  # it takes a backslash for a slash
             checksums=True,
             conditional_writes=True,
             conditional_completions=True,
@@ -108,6 +110,7 @@ PROFILES: dict[str, Profile] = {
         Profile(
             name="rclone",
             title="rclone serve s3",
+            listing=UNORDERED,
             limits=Limits(max_object=5 * _TIB),
             md5_etags=False,  # of parts they are; of a completed upload it is the MD5 of all, or another
             upload_days=1,
@@ -119,6 +122,7 @@ PROFILES: dict[str, Profile] = {
         Profile(
             name=GENERIC,
             title="an S3 store that is not known",
+            listing=UNORDERED,
             limits=Limits(max_part=5 * 10**9, max_parts=1000, max_object=5 * 10**12, equal_parts=True),
             upload_days=1,
         ),
@@ -138,6 +142,8 @@ PROFILES: dict[str, Profile] = {
             md5_etags=False,
             conditional_writes=True,
             conditional_completions=True,
+            conditional_deletes=True,
+            part_copies=True,
             parallel=4,
         ),
     )

@@ -3,15 +3,21 @@
 from __future__ import annotations
 
 import datetime as dt
+from collections.abc import Mapping
+from types import MappingProxyType
 
 import msgspec
+
+Metadata = Mapping[str, str]
+NO_METADATA: Metadata = MappingProxyType({})
 
 
 class StoredObject(msgspec.Struct, frozen=True, kw_only=True):
     """One object. ``key`` is relative to the store's root; ``modified`` is when it became visible (UTC).
 
     ``etag`` and ``checksum`` (``CRC64NVME:<base64>``) are None where the store gives none;
-    ``modified_ns`` is the exact file time on local stores and None elsewhere.
+    ``modified_ns`` is the exact file time on local stores and None elsewhere. ``metadata`` is what was stored with it,
+    where it was asked for by ``stat`` and the store keeps such.
     """
 
     key: str
@@ -20,6 +26,7 @@ class StoredObject(msgspec.Struct, frozen=True, kw_only=True):
     etag: str | None = None
     checksum: str | None = None
     modified_ns: int | None = None
+    metadata: Mapping[str, str] = NO_METADATA
 
 
 class Upload(msgspec.Struct, frozen=True, kw_only=True):

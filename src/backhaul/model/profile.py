@@ -4,6 +4,10 @@ from __future__ import annotations
 
 import msgspec
 
+# The orders in which stores list keys: by their bytes, as S3 says; as a tree is walked, where "a/x" comes before
+# "a b/x"; or in none that could be relied on.
+BY_KEY, BY_TREE, UNORDERED = "by key", "by tree", "unordered"
+
 
 class Limits(msgspec.Struct, frozen=True, kw_only=True):
     """What a provider allows of a multipart upload. Sizes in bytes.
@@ -44,6 +48,8 @@ class Profile(msgspec.Struct, frozen=True, kw_only=True):
         storage_classes: those that it has; None if it is not known which.
         aborts_safely: whether aborting an upload leaves a completed object of the same key alone.
         parallel: most parts under way at once.
+        listing: the order in which it lists keys.
+        unsafe_names: characters that it does not keep in a name.
     """
 
     name: str
@@ -62,6 +68,8 @@ class Profile(msgspec.Struct, frozen=True, kw_only=True):
     storage_classes: tuple[str, ...] | None = None
     aborts_safely: bool = True
     parallel: int = 12
+    listing: str = BY_KEY
+    unsafe_names: str = ""
 
 
 # Abilities that ``doctor`` can compare with what a store really does, and what it costs to lack one.

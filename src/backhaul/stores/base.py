@@ -13,7 +13,7 @@ import msgspec
 
 from backhaul.errors import StoreUnavailableError
 from backhaul.formats.part_sizes import PartLayout
-from backhaul.model.objects import StoredObject, UnfinishedUpload, Upload, UploadedPart
+from backhaul.model.objects import NO_METADATA, Metadata, StoredObject, UnfinishedUpload, Upload, UploadedPart
 from backhaul.model.profile import Profile
 from backhaul.stores.body import Body
 
@@ -21,6 +21,9 @@ from backhaul.stores.body import Body
 # ``record`` (a manifest) all but the storage class, since it must be readable at once; ``working`` none, since
 # it is deleted again.
 Kind = Literal["data", "record", "working"]
+
+# The largest object that can be copied in one request (S3's CopyObject).
+COPY_LIMIT = 5 * 10**9
 
 
 class BrokenReadError(StoreUnavailableError):
@@ -72,7 +75,15 @@ class Store(Protocol):
         ...
 
     def put(
-        self, key: str, body: Body, crc64nvme: int, *, if_absent: bool = True, kind: Kind = "record"
+        self,
+        key: str,
+        body: Body,
+        crc64nvme: int,
+        *,
+        if_absent: bool = True,
+        replaces: str | None = None,
+        kind: Kind = "record",
+        metadata: Metadata = NO_METADATA,
     ) -> StoredObject:
         """Make a whole small object visible at once.
 
@@ -82,15 +93,20 @@ class Store(Protocol):
             crc64nvme: of the bytes; a store that can checks it on arrival.
             if_absent: refuse to replace an object. Where the profile has no conditional writes it is looked
                 first, and two writers in the same instant are not told apart.
+            replaces: the ETag of the only object that may be replaced; ``if_absent`` is not looked at then.
             kind: what the object is for.
+            metadata: stored with it, where the store keeps such.
 
         Raises:
-            PreconditionError: ``if_absent``, and there is one.
+            PreconditionError: ``if_absent``, and there is one; or ``replaces``, and it is not there any more.
         """
         ...
 
-    def begin(self, key: str) -> Upload:
-        """Begin an object, of kind ``data``, that stays invisible until it is completed."""
+    def begin(self, key: str, *, metadata: Metadata = NO_METADATA) -> Upload:
+        """Begin an object, of kind ``data``, that stays invisible until it is completed.
+
+        ``metadata`` is stored with it, where the store keeps such.
+        """
         ...
 
     def put_part(self, upload: Upload, number: int, offset: int, body: Body, crc64nvme: int) -> UploadedPart:
@@ -101,15 +117,58 @@ class Store(Protocol):
         ...
 
     def complete(
-        self, upload: Upload, parts: Sequence[UploadedPart], crc64nvme: int, *, if_absent: bool = True
+        self,
+        upload: Upload,
+        parts: Sequence[UploadedPart],
+        crc64nvme: int,
+        *,
+        if_absent: bool = True,
+        replaces: str | None = None,
     ) -> StoredObject:
         """Make the object visible, whole; ``parts`` in order, ``crc64nvme`` of all of it.
 
         Calling it again after a lost reply gives the object that the first call made.
 
+        ``if_absent`` and ``replaces`` are as in ``put``.
+
         Raises:
-            PreconditionError: ``if_absent``, and another object has the key.
+            PreconditionError: another object has the key than may have it.
             IntegrityError: the store holds other bytes than were sent.
+        """
+        ...
+
+    def copy_part(
+        self, upload: Upload, number: int, source: str, etag: str, offset: int, size: int, crc64nvme: int
+    ) -> UploadedPart:
+        """Make a range of an object part ``number`` of an upload, without its bytes leaving the store.
+
+        Only where the profile has part copies.
+
+        Args:
+            upload, number: as in ``put_part``.
+            source: the key of the object that holds the bytes.
+            etag: which object it must be.
+            offset, size: the range.
+            crc64nvme: of the range, as the caller knows it: the completion asserts what it adds up to.
+
+        Raises:
+            PreconditionError: the source is another object now.
+            ObjectNotFoundError: there is no such source, or no such upload.
+            IntegrityError: the store copied other bytes, as far as it says.
+        """
+        ...
+
+    def copy(self, source: StoredObject, key: str, *, metadata: Metadata = NO_METADATA) -> StoredObject:
+        """Make an object of the same content under another, absent key, without its bytes leaving the store.
+
+        Args:
+            source: its key, size and ETag are looked at; at most ``COPY_LIMIT`` bytes.
+            key: the new name.
+            metadata: stored with the new object, where the store keeps such.
+
+        Raises:
+            PreconditionError: the source is another object now, or the key is taken.
+            ObjectNotFoundError: there is no such source.
         """
         ...
 
@@ -143,18 +202,29 @@ class Store(Protocol):
         ...
 
     def stat(self, key: str) -> StoredObject | None:
-        """Say what the store knows of an object, without reading it; None if there is none."""
+        """Say what the store knows of an object, its metadata too, without reading it; None if there is none."""
         ...
 
-    def list(self) -> Iterator[StoredObject]:
-        """Yield every visible object under the root, each once, in an order of the store's own.
+    def list(self, prefix: str = "", *, after: str = "", until: str | None = None) -> Iterator[StoredObject]:
+        """Yield every visible object under the root, each once, in the order that the profile names.
 
-        (S3 lists by key; SeaweedFS walks its tree, where ``a/x`` comes before ``a b/x``.)
+        Args:
+            prefix: only keys that begin so.
+            after: only keys behind this one, in that order; where the profile names none, all that there are.
+            until: only keys up to and with this one, in that order.
         """
         ...
 
-    def delete(self, key: str) -> None:
-        """Delete an object. Nothing happens if there is none."""
+    def delete(self, key: str, *, etag: str | None = None) -> None:
+        """Delete an object. Nothing happens if there is none.
+
+        Args:
+            key: its name.
+            etag: delete it only if it is this one. Where the profile has no conditional deletes it is looked first.
+
+        Raises:
+            PreconditionError: it is another object now.
+        """
         ...
 
     def close(self) -> None:

@@ -28,7 +28,7 @@ from backhaul.errors import (
 )
 from backhaul.formats.part_sizes import plan_layout
 from backhaul.formats.profiles import PROFILES
-from backhaul.model.objects import StoredObject, UnfinishedUpload, Upload, UploadedPart
+from backhaul.model.objects import NO_METADATA, Metadata, StoredObject, UnfinishedUpload, Upload, UploadedPart
 from backhaul.stores.base import Kind, PartRules
 from backhaul.stores.body import Body, PartBody
 
@@ -53,18 +53,26 @@ class LocalStore:
         return PartRules(buffered=False, parallel=1, layout=plan_layout(self.profile.limits, at_most=at_most))
 
     def put(
-        self, key: str, body: Body, crc64nvme: int, *, if_absent: bool = True, kind: Kind = "record"
+        self,
+        key: str,
+        body: Body,
+        crc64nvme: int,
+        *,
+        if_absent: bool = True,
+        replaces: str | None = None,
+        kind: Kind = "record",
+        metadata: Metadata = NO_METADATA,
     ) -> StoredObject:
         """See ``Store.put``."""
         upload = self.begin(key)
         try:
             self.put_part(upload, 1, 0, body, crc64nvme)
-            return self._publish(upload, if_absent=if_absent)
+            return self._publish(upload, if_absent=if_absent, replaces=replaces)
         except BaseException:
             self.abort(upload)
             raise
 
-    def begin(self, key: str) -> Upload:
+    def begin(self, key: str, *, metadata: Metadata = NO_METADATA) -> Upload:
         """See ``Store.begin``."""
         path = self._path(key)
         temporary = path.with_name(f".{path.name}.{secrets.token_hex(6)}{_PARTIAL}")
@@ -92,6 +100,32 @@ class LocalStore:
             raise self._translated(error, f"Could not write {self._path(upload.key)}") from error
         return UploadedPart(number=number, size=size, etag="", crc64nvme=crc64nvme)
 
+    def copy_part(
+        self, upload: Upload, number: int, source: str, etag: str, offset: int, size: int, crc64nvme: int
+    ) -> UploadedPart:
+        """See ``Store.copy_part``. (The profile has none: a local file is written in order.)"""
+        raise NotImplementedError
+
+    def copy(self, source: StoredObject, key: str, *, metadata: Metadata = NO_METADATA) -> StoredObject:
+        """See ``Store.copy``. The kernel copies, and where the file system can, only notes it."""
+        path = self._path(source.key)
+        upload = self.begin(key)
+        try:
+            with open(path, "rb") as file:
+                if source.etag is not None and _etag(os.fstat(file.fileno())) != source.etag:
+                    raise PreconditionError(f"{path} was replaced", "it is another file now", "Plan again.")
+                _copy_all(file.fileno(), self._descriptors[upload.token], source.size, path)
+            return self._publish(upload, if_absent=True, replaces=None)
+        except FileNotFoundError as error:
+            self.abort(upload)
+            raise ObjectNotFoundError(f"{path} does not exist", str(error), "Plan again.") from error
+        except OSError as error:
+            self.abort(upload)
+            raise self._translated(error, f"Could not copy {path}") from error
+        except BaseException:
+            self.abort(upload)
+            raise
+
     def uploaded_parts(self, upload: Upload) -> Sequence[UploadedPart]:
         """See ``Store.uploaded_parts``. A file in the making has no parts that could be told apart."""
         raise ObjectNotFoundError(
@@ -99,7 +133,13 @@ class LocalStore:
         )
 
     def complete(
-        self, upload: Upload, parts: Sequence[UploadedPart], crc64nvme: int, *, if_absent: bool = True
+        self,
+        upload: Upload,
+        parts: Sequence[UploadedPart],
+        crc64nvme: int,
+        *,
+        if_absent: bool = True,
+        replaces: str | None = None,
     ) -> StoredObject:
         """See ``Store.complete``."""
         with self._lock:
@@ -112,7 +152,7 @@ class LocalStore:
                 f"the file has {size} bytes and should have {expected}",
                 "Somebody else writes to this directory, or the file system lost data.",
             )
-        return self._publish(upload, if_absent=if_absent)
+        return self._publish(upload, if_absent=if_absent, replaces=replaces)
 
     def abort(self, upload: Upload) -> None:
         """See ``Store.abort``."""
@@ -174,15 +214,19 @@ class LocalStore:
             raise self._translated(error, f"Could not look at {path}") from error
         return self._object(path, status) if stat.S_ISREG(status.st_mode) else None
 
-    def list(self) -> Iterator[StoredObject]:
+    def list(self, prefix: str = "", *, after: str = "", until: str | None = None) -> Iterator[StoredObject]:
         """See ``Store.list``."""
         for path, status in self._walk():
             if not (path.name.startswith(".") and path.name.endswith(_PARTIAL)):
-                yield self._object(path, status)
+                key = self._key(path)
+                if key.startswith(prefix) and key > after and (until is None or key <= until):
+                    yield self._object(path, status)
 
-    def delete(self, key: str) -> None:
+    def delete(self, key: str, *, etag: str | None = None) -> None:
         """See ``Store.delete``."""
         path = self._path(key)
+        if etag is not None:
+            self._refuse_another(key, etag)
         try:
             path.unlink(missing_ok=True)
         except NotADirectoryError:
@@ -263,8 +307,16 @@ class LocalStore:
             self._made.append(directory)
         _flush_directory(directory.parent)
 
-    def _publish(self, upload: Upload, *, if_absent: bool) -> StoredObject:
+    def _refuse_another(self, key: str, etag: str) -> None:
+        found = self.stat(key)
+        if found is not None and found.etag != etag:
+            raise PreconditionError(f"{self._path(key)} was replaced", "it is another file now", "Plan again.")
+
+    def _publish(self, upload: Upload, *, if_absent: bool, replaces: str | None) -> StoredObject:
         path = self._path(upload.key)
+        if replaces is not None:
+            self._refuse_another(upload.key, replaces)
+            if_absent = False
         with self._lock:
             descriptor = self._descriptors[upload.token]
         try:
@@ -323,6 +375,20 @@ class LocalStore:
             free = _free_space(self._root)
             return StoreFullError(what, f"{why} ({free})", f"Make room, or push to another place than {self.url}.")
         return StoreError(what, why, f"Check the disk that holds {self.url}.")
+
+
+def _copy_all(source: int, target: int, size: int, path: Path) -> None:
+    done = 0
+    while done < size:
+        try:
+            count = os.copy_file_range(source, target, size - done, done, done)
+        except OSError as error:
+            if error.errno not in (errno.EXDEV, errno.EINVAL, errno.EOPNOTSUPP, errno.ENOSYS):
+                raise
+            count = os.pwrite(target, os.pread(source, min(1 << 20, size - done), done), done)
+        if count == 0:
+            raise IntegrityError(f"{path} is too short", f"it ends at byte {done}", "Plan again.")
+        done += count
 
 
 def _pieces(body: Body) -> Iterator[bytes | bytearray | memoryview]:

@@ -6,17 +6,19 @@ refused is not. A create-if-absent whose reply was lost finds its own object on 
 
 from __future__ import annotations
 
+import itertools
 import random
 import time
 from collections.abc import Callable, Iterator, Sequence
 from typing import TypeVar
 
 from backhaul.errors import PreconditionError, StoreError, StoreThrottledError, StoreUnreachableError
-from backhaul.model.objects import StoredObject, UnfinishedUpload, Upload, UploadedPart
-from backhaul.model.profile import Profile
+from backhaul.model.objects import NO_METADATA, Metadata, StoredObject, UnfinishedUpload, Upload, UploadedPart
+from backhaul.model.profile import UNORDERED, Profile
 from backhaul.stores.base import BrokenReadError, Kind, PartRules, Store
 from backhaul.stores.body import Body, PartBody, content_of
 from backhaul.stores.wrapper import StoreWrapper
+from backhaul.transforms.digest import encode_crc64nvme
 
 T = TypeVar("T")
 
@@ -24,6 +26,8 @@ FIRST_PAUSE = 0.2
 # A store that asked for fewer requests gets a longer rest at once.
 THROTTLED_PAUSE = 1.0
 LONGEST_PAUSE = 15.0
+# A listing that breaks off goes on from the last whole page of this many.
+_LISTED_AT_ONCE = 1000
 
 
 class RetryPolicy:
@@ -75,7 +79,15 @@ class RetryingStore(StoreWrapper):
         return self._tried(lambda: self.inner.parts(at_most))
 
     def put(
-        self, key: str, body: Body, crc64nvme: int, *, if_absent: bool = True, kind: Kind = "record"
+        self,
+        key: str,
+        body: Body,
+        crc64nvme: int,
+        *,
+        if_absent: bool = True,
+        replaces: str | None = None,
+        kind: Kind = "record",
+        metadata: Metadata = NO_METADATA,
     ) -> StoredObject:
         """See ``Store.put``."""
         tries = 0
@@ -84,18 +96,20 @@ class RetryingStore(StoreWrapper):
             nonlocal tries
             tries += 1
             try:
-                return self.inner.put(key, body, crc64nvme, if_absent=if_absent, kind=kind)
+                return self.inner.put(
+                    key, body, crc64nvme, if_absent=if_absent, replaces=replaces, kind=kind, metadata=metadata
+                )
             except PreconditionError:
                 found = self.inner.stat(key) if tries > 1 else None
-                if found is None or not self._holds(key, found, body):
+                if found is None or not self._holds(key, found, body, crc64nvme):
                     raise
                 return found
 
         return self._tried(attempt)
 
-    def begin(self, key: str) -> Upload:
+    def begin(self, key: str, *, metadata: Metadata = NO_METADATA) -> Upload:
         """See ``Store.begin``. A lost reply leaves an upload that only ``clean`` will find."""
-        return self._tried(lambda: self.inner.begin(key))
+        return self._tried(lambda: self.inner.begin(key, metadata=metadata))
 
     def put_part(self, upload: Upload, number: int, offset: int, body: Body, crc64nvme: int) -> UploadedPart:
         """See ``Store.put_part``. Bytes that went out for the first time are progress: a part may take long."""
@@ -104,15 +118,47 @@ class RetryingStore(StoreWrapper):
             progress=lambda: body.reached if isinstance(body, PartBody) else 0,
         )
 
+    def copy_part(
+        self, upload: Upload, number: int, source: str, etag: str, offset: int, size: int, crc64nvme: int
+    ) -> UploadedPart:
+        """See ``Store.copy_part``."""
+        return self._tried(lambda: self.inner.copy_part(upload, number, source, etag, offset, size, crc64nvme))
+
+    def copy(self, source: StoredObject, key: str, *, metadata: Metadata = NO_METADATA) -> StoredObject:
+        """See ``Store.copy``. A lost reply leaves a copy that the second try finds."""
+        tries = 0
+
+        def attempt() -> StoredObject:
+            nonlocal tries
+            tries += 1
+            try:
+                return self.inner.copy(source, key, metadata=metadata)
+            except PreconditionError:
+                found = self.inner.stat(key) if tries > 1 else None
+                same = found is not None and found.size == source.size
+                if found is None or not same or dict(found.metadata) != dict(metadata):
+                    raise
+                return found
+
+        return self._tried(attempt)
+
     def uploaded_parts(self, upload: Upload) -> Sequence[UploadedPart]:
         """See ``Store.uploaded_parts``."""
         return self._tried(lambda: self.inner.uploaded_parts(upload))
 
     def complete(
-        self, upload: Upload, parts: Sequence[UploadedPart], crc64nvme: int, *, if_absent: bool = True
+        self,
+        upload: Upload,
+        parts: Sequence[UploadedPart],
+        crc64nvme: int,
+        *,
+        if_absent: bool = True,
+        replaces: str | None = None,
     ) -> StoredObject:
         """See ``Store.complete``."""
-        return self._tried(lambda: self.inner.complete(upload, parts, crc64nvme, if_absent=if_absent))
+        return self._tried(
+            lambda: self.inner.complete(upload, parts, crc64nvme, if_absent=if_absent, replaces=replaces)
+        )
 
     def abort(self, upload: Upload) -> None:
         """See ``Store.abort``."""
@@ -140,13 +186,28 @@ class RetryingStore(StoreWrapper):
         """See ``Store.stat``."""
         return self._tried(lambda: self.inner.stat(key))
 
-    def list(self) -> Iterator[StoredObject]:
-        """See ``Store.list``. Tried again as a whole."""
-        return iter(self._tried(lambda: list(self.inner.list())))
+    def list(self, prefix: str = "", *, after: str = "", until: str | None = None) -> Iterator[StoredObject]:
+        """See ``Store.list``. Goes on behind the last key that came; where there is no order it is tried as a whole."""
+        if self.profile.listing == UNORDERED:
+            yield from self._tried(lambda: list(self.inner.list(prefix, after=after, until=until)))
+            return
+        pages = iter(self.inner.list(prefix, after=after, until=until))
 
-    def delete(self, key: str) -> None:
+        def page() -> list[StoredObject]:
+            nonlocal pages
+            try:
+                return list(itertools.islice(pages, _LISTED_AT_ONCE))
+            except StoreError:
+                pages = iter(self.inner.list(prefix, after=after, until=until))
+                raise
+
+        while found := self._tried(page):
+            after = found[-1].key
+            yield from found
+
+    def delete(self, key: str, *, etag: str | None = None) -> None:
         """See ``Store.delete``."""
-        self._tried(lambda: self.inner.delete(key))
+        self._tried(lambda: self.inner.delete(key, etag=etag))
 
     # -- inside ----------------------------------------------------------------------------------------
 
@@ -182,10 +243,12 @@ class RetryingStore(StoreWrapper):
             policy.sleep(delay)
             pause = min(pause * 2, LONGEST_PAUSE)
 
-    def _holds(self, key: str, found: StoredObject, body: Body) -> bool:
+    def _holds(self, key: str, found: StoredObject, body: Body, crc64nvme: int) -> bool:
         """Tell whether the object is the one that an earlier try, whose reply was lost, has made."""
         if found.size != len(body):
             return False
+        if found.checksum is not None:
+            return found.checksum == f"CRC64NVME:{encode_crc64nvme(crc64nvme)}"
         content = bytearray(found.size)
         self.inner.read_into(key, 0, memoryview(content), etag=found.etag)
         return content == content_of(body)

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import msgspec
 
-from backhaul.model.objects import StoredObject, Upload, UploadedPart
+from backhaul.model.objects import NO_METADATA, Metadata, StoredObject, Upload, UploadedPart
 from backhaul.stores.base import Kind, Store
 from backhaul.stores.body import Body, PartBody, Take
 from backhaul.stores.wrapper import StoreWrapper
@@ -32,10 +32,20 @@ class ThrottledStore(StoreWrapper):
         self._limit = limit
 
     def put(
-        self, key: str, body: Body, crc64nvme: int, *, if_absent: bool = True, kind: Kind = "record"
+        self,
+        key: str,
+        body: Body,
+        crc64nvme: int,
+        *,
+        if_absent: bool = True,
+        replaces: str | None = None,
+        kind: Kind = "record",
+        metadata: Metadata = NO_METADATA,
     ) -> StoredObject:
         """See ``Store.put``."""
-        return self.inner.put(key, self._paced(body), crc64nvme, if_absent=if_absent, kind=kind)
+        return self.inner.put(
+            key, self._paced(body), crc64nvme, if_absent=if_absent, replaces=replaces, kind=kind, metadata=metadata
+        )
 
     def put_part(self, upload: Upload, number: int, offset: int, body: Body, crc64nvme: int) -> UploadedPart:
         """See ``Store.put_part``."""

@@ -18,7 +18,9 @@ import threading
 import pytest
 
 from backhaul.errors import IntegrityError, ObjectNotFoundError, PreconditionError, StoreError
+from backhaul.formats.listing import place
 from backhaul.model.objects import StoredObject, Upload, UploadedPart
+from backhaul.model.profile import UNORDERED
 from backhaul.pipeline.supervisor import Supervisor
 from backhaul.stores.base import Store
 from backhaul.stores.multipart import StreamWriter
@@ -44,6 +46,8 @@ class StoreConformance:
     listed = 3
     resumable = True
     rounds = 2
+    # The order of listings, where it is not what the profile says.
+    listing: str | None = None
 
     def send(self, store: Store, key: str, contents: list[bytes]) -> tuple[Upload, list[UploadedPart]]:
         """Begin an upload and send its parts."""
@@ -75,6 +79,87 @@ class StoreConformance:
         found = store.stat("x/empty")
         assert found is not None
         assert found.size == 0
+
+    def test_replacing_takes_the_object_that_was_seen(self, store: Store) -> None:
+        """Another object in its place is left alone, by puts, completions and deletes."""
+        first = put(store, "x/a", b"one")
+        assert first.etag is not None
+        second = store.put("x/a", b"three", crc64nvme(b"three"), replaces=first.etag)
+        found = store.stat("x/a")
+        assert found is not None
+        assert (found.size, found.etag) == (5, second.etag)
+        for attempt in (
+            lambda: store.put("x/a", b"other", crc64nvme(b"other"), replaces=first.etag),
+            lambda: store.delete("x/a", etag=first.etag),
+        ):
+            with pytest.raises(PreconditionError):
+                attempt()
+        assert read(store, "x/a", 0, 5) == b"three"
+        upload, parts = self.send(store, "x/a", [b"the whole"])
+        with pytest.raises(PreconditionError):
+            store.complete(upload, parts, crc64nvme(b"the whole"), replaces=first.etag)
+        store.abort(upload)
+        upload, parts = self.send(store, "x/a", [b"the whole"])
+        third = store.complete(upload, parts, crc64nvme(b"the whole"), replaces=second.etag)
+        assert read(store, "x/a", 0, 9) == b"the whole"
+        store.delete("x/a", etag=third.etag)
+        assert store.stat("x/a") is None
+        store.delete("x/a", etag=third.etag)
+
+    def test_a_copy_is_an_object_of_its_own(self, store: Store) -> None:
+        """Under an absent name, of the object that was meant, with the metadata that was given."""
+        content = os.urandom(1000)
+        source = put(store, "x/a", content)
+        copied = store.copy(source, "y/ü b", metadata={"mtime": "5.25"})
+        assert read(store, "y/ü b", 0, 1000, copied.etag) == content
+        with pytest.raises(PreconditionError):
+            store.copy(source, "y/ü b")
+        put(store, "x/a", b"another", if_absent=False)
+        with pytest.raises((PreconditionError, ObjectNotFoundError)):
+            store.copy(source, "y/other")
+        store.delete("x/a")
+        with pytest.raises(StoreError):
+            store.copy(source, "y/other")
+        assert store.stat("y/other") is None
+        assert read(store, "y/ü b", 0, 1000) == content
+
+    def test_an_upload_composed_of_ranges(self, store: Store) -> None:
+        """Copied and sent parts make one object; a range of another object than was meant makes none."""
+        if not store.profile.part_copies:
+            pytest.skip("the profile has no part copies")
+        content = os.urandom(2 * self.small_part + 1000)
+        source = put(store, "x/a", content)
+        assert source.etag is not None
+        size = self.small_part
+        upload = store.begin("x/a")
+        wanted = content[1000 : 1000 + size] + content[:size] + content[-7:]
+        head, middle, tail = wanted[:size], wanted[size : 2 * size], wanted[2 * size :]
+        parts = [
+            store.copy_part(upload, 1, "x/a", source.etag, 1000, size, crc64nvme(head)),
+            store.put_part(upload, 2, size, memoryview(middle), crc64nvme(middle)),
+            store.copy_part(upload, 3, "x/a", source.etag, len(content) - 7, 7, crc64nvme(tail)),
+        ]
+        with pytest.raises((PreconditionError, ObjectNotFoundError)):
+            store.copy_part(upload, 2, "x/a", '"0123456789abcdef0123456789abcdef"', 0, 7, crc64nvme(content[:7]))
+        done = store.complete(upload, parts, crc64nvme(wanted), replaces=source.etag)
+        assert done.size == len(wanted)
+        assert read(store, "x/a", 0, len(wanted)) == wanted
+
+    def test_listing_keeps_its_order(self, store: Store) -> None:
+        """As the profile names it; a prefix, a beginning and an end are obeyed in it."""
+        names = ["a/x", "a b/x", "b/1", "b/2", "a-b", "a/y z/q", "ä/1", "c"]
+        for name in names:
+            put(store, name, b"1")
+        order = self.listing or store.profile.listing
+        found = [entry.key for entry in store.list()]
+        assert sorted(found) == sorted(names)
+        assert [entry.key for entry in store.list("b/")] == ["b/1", "b/2"]
+        if order == UNORDERED:
+            return
+        assert found == sorted(names, key=lambda key: place(key, order))
+        for number, after in enumerate(found):
+            assert [entry.key for entry in store.list(after=after)] == found[number + 1 :]
+            assert [entry.key for entry in store.list(until=after)] == found[: number + 1]
 
     def test_create_if_absent_refuses_to_replace(self, store: Store) -> None:
         """The first one wins; replacing works when asked for."""

@@ -36,7 +36,7 @@ from backhaul.formats import names
 from backhaul.formats.age_keys import Identity
 from backhaul.model.location import Location
 from backhaul.model.manifest import ProducerRecord
-from backhaul.model.objects import StoredObject, UnfinishedUpload, Upload, UploadedPart
+from backhaul.model.objects import NO_METADATA, Metadata, StoredObject, UnfinishedUpload, Upload, UploadedPart
 from backhaul.model.profile import Profile
 from backhaul.operations.clean import clean
 from backhaul.operations.journal import STATE_VARIABLE
@@ -110,16 +110,27 @@ class MortalStore(StoreWrapper):
         return self.inner.profile
 
     def put(
-        self, key: str, body: Body, crc64nvme: int, *, if_absent: bool = True, kind: Kind = "record"
+        self,
+        key: str,
+        body: Body,
+        crc64nvme: int,
+        *,
+        if_absent: bool = True,
+        replaces: str | None = None,
+        kind: Kind = "record",
+        metadata: Metadata = NO_METADATA,
     ) -> StoredObject:
         """See ``Store.put``."""
         return self._fuse.effect(
-            f"put {key}", lambda: self.inner.put(key, body, crc64nvme, if_absent=if_absent, kind=kind)
+            f"put {key}",
+            lambda: self.inner.put(
+                key, body, crc64nvme, if_absent=if_absent, replaces=replaces, kind=kind, metadata=metadata
+            ),
         )
 
-    def begin(self, key: str) -> Upload:
+    def begin(self, key: str, *, metadata: Metadata = NO_METADATA) -> Upload:
         """See ``Store.begin``."""
-        return self._fuse.effect(f"begin {key}", lambda: self.inner.begin(key))
+        return self._fuse.effect(f"begin {key}", lambda: self.inner.begin(key, metadata=metadata))
 
     def put_part(self, upload: Upload, number: int, offset: int, body: Body, crc64nvme: int) -> UploadedPart:
         """See ``Store.put_part``."""
@@ -127,17 +138,37 @@ class MortalStore(StoreWrapper):
             f"part {number} of {upload.key}", lambda: self.inner.put_part(upload, number, offset, body, crc64nvme)
         )
 
+    def copy_part(
+        self, upload: Upload, number: int, source: str, etag: str, offset: int, size: int, crc64nvme: int
+    ) -> UploadedPart:
+        """See ``Store.copy_part``."""
+        return self._fuse.effect(
+            f"copied part {number} of {upload.key}",
+            lambda: self.inner.copy_part(upload, number, source, etag, offset, size, crc64nvme),
+        )
+
+    def copy(self, source: StoredObject, key: str, *, metadata: Metadata = NO_METADATA) -> StoredObject:
+        """See ``Store.copy``."""
+        return self._fuse.effect(f"copy {source.key} to {key}", lambda: self.inner.copy(source, key, metadata=metadata))
+
     def uploaded_parts(self, upload: Upload) -> Sequence[UploadedPart]:
         """See ``Store.uploaded_parts``."""
         self._fuse.check()
         return self.inner.uploaded_parts(upload)
 
     def complete(
-        self, upload: Upload, parts: Sequence[UploadedPart], crc64nvme: int, *, if_absent: bool = True
+        self,
+        upload: Upload,
+        parts: Sequence[UploadedPart],
+        crc64nvme: int,
+        *,
+        if_absent: bool = True,
+        replaces: str | None = None,
     ) -> StoredObject:
         """See ``Store.complete``."""
         return self._fuse.effect(
-            f"complete {upload.key}", lambda: self.inner.complete(upload, parts, crc64nvme, if_absent=if_absent)
+            f"complete {upload.key}",
+            lambda: self.inner.complete(upload, parts, crc64nvme, if_absent=if_absent, replaces=replaces),
         )
 
     def abort(self, upload: Upload) -> None:
@@ -159,14 +190,14 @@ class MortalStore(StoreWrapper):
         self._fuse.check()
         return self.inner.stat(key)
 
-    def list(self) -> Iterator[StoredObject]:
+    def list(self, prefix: str = "", *, after: str = "", until: str | None = None) -> Iterator[StoredObject]:
         """See ``Store.list``."""
         self._fuse.check()
-        return self.inner.list()
+        return self.inner.list(prefix, after=after, until=until)
 
-    def delete(self, key: str) -> None:
+    def delete(self, key: str, *, etag: str | None = None) -> None:
         """See ``Store.delete``."""
-        self._fuse.effect(f"delete {key}", lambda: self.inner.delete(key))
+        self._fuse.effect(f"delete {key}", lambda: self.inner.delete(key, etag=etag))
 
 
 class World:

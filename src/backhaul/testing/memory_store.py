@@ -12,7 +12,7 @@ import msgspec
 from backhaul.errors import IntegrityError, ObjectNotFoundError, PreconditionError, StoreError
 from backhaul.formats.part_sizes import plan_layout
 from backhaul.formats.profiles import PROFILES
-from backhaul.model.objects import StoredObject, UnfinishedUpload, Upload, UploadedPart
+from backhaul.model.objects import NO_METADATA, Metadata, StoredObject, UnfinishedUpload, Upload, UploadedPart
 from backhaul.stores.base import Kind, PartRules
 from backhaul.stores.body import Body, PartBody
 from backhaul.transforms.digest import crc64nvme as checksum_of
@@ -23,6 +23,7 @@ class _Pending(msgspec.Struct):
     key: str
     parts: dict[int, bytes]
     since: dt.datetime
+    metadata: Metadata = NO_METADATA
 
 
 class MemoryStore:
@@ -42,19 +43,27 @@ class MemoryStore:
         return self._rules or PartRules(buffered=True, parallel=2, layout=layout)
 
     def put(
-        self, key: str, body: Body, crc64nvme: int, *, if_absent: bool = True, kind: Kind = "record"
+        self,
+        key: str,
+        body: Body,
+        crc64nvme: int,
+        *,
+        if_absent: bool = True,
+        replaces: str | None = None,
+        kind: Kind = "record",
+        metadata: Metadata = NO_METADATA,
     ) -> StoredObject:
         """See ``Store.put``."""
         content = _content(body)
         _check(key, content, crc64nvme)
         with self._lock:
-            return self._publish(key, content, if_absent=if_absent)
+            return self._publish(key, content, if_absent=if_absent, replaces=replaces, metadata=metadata)
 
-    def begin(self, key: str) -> Upload:
+    def begin(self, key: str, *, metadata: Metadata = NO_METADATA) -> Upload:
         """See ``Store.begin``."""
         with self._lock:
             token = f"upload-{secrets.token_hex(8)}"
-            self.uploads[token] = _Pending(key, {}, dt.datetime.now(dt.UTC))
+            self.uploads[token] = _Pending(key, {}, dt.datetime.now(dt.UTC), metadata)
         return Upload(key=key, token=token)
 
     def put_part(self, upload: Upload, number: int, offset: int, body: Body, crc64nvme: int) -> UploadedPart:
@@ -66,6 +75,23 @@ class MemoryStore:
                 raise ObjectNotFoundError(f"{upload.key}: no such upload", upload.token, "")
             self.uploads[upload.token].parts[number] = content
         return UploadedPart(number=number, size=len(content), etag=_part_etag(content), crc64nvme=crc64nvme)
+
+    def copy_part(
+        self, upload: Upload, number: int, source: str, etag: str, offset: int, size: int, crc64nvme: int
+    ) -> UploadedPart:
+        """See ``Store.copy_part``."""
+        content = bytearray(size)
+        self.read_into(source, offset, memoryview(content), etag=etag)
+        if checksum_of(bytes(content)) != crc64nvme:
+            raise IntegrityError(f"{upload.key}: the copied bytes have another checksum", "", "")
+        return self.put_part(upload, number, 0, bytes(content), crc64nvme)
+
+    def copy(self, source: StoredObject, key: str, *, metadata: Metadata = NO_METADATA) -> StoredObject:
+        """See ``Store.copy``."""
+        content = bytearray(source.size)
+        self.read_into(source.key, 0, memoryview(content), etag=source.etag)
+        with self._lock:
+            return self._publish(key, bytes(content), if_absent=True, metadata=metadata)
 
     def uploaded_parts(self, upload: Upload) -> Sequence[UploadedPart]:
         """See ``Store.uploaded_parts``."""
@@ -79,7 +105,13 @@ class MemoryStore:
             ]
 
     def complete(
-        self, upload: Upload, parts: Sequence[UploadedPart], crc64nvme: int, *, if_absent: bool = True
+        self,
+        upload: Upload,
+        parts: Sequence[UploadedPart],
+        crc64nvme: int,
+        *,
+        if_absent: bool = True,
+        replaces: str | None = None,
     ) -> StoredObject:
         """See ``Store.complete``."""
         with self._lock:
@@ -93,7 +125,9 @@ class MemoryStore:
                 raise StoreError(f"{upload.key}: the parts do not fit", f"have {sorted(pending.parts)}", "")
             content = b"".join(pending.parts[part.number] for part in parts)
             _check(upload.key, content, crc64nvme)
-            stored = self._publish(upload.key, content, if_absent=if_absent)
+            stored = self._publish(
+                upload.key, content, if_absent=if_absent, replaces=replaces, metadata=pending.metadata
+            )
             del self.uploads[upload.token]
             return stored
 
@@ -134,22 +168,32 @@ class MemoryStore:
             found = self.objects.get(key)
         return found[1] if found else None
 
-    def list(self) -> Iterator[StoredObject]:
+    def list(self, prefix: str = "", *, after: str = "", until: str | None = None) -> Iterator[StoredObject]:
         """See ``Store.list``."""
         with self._lock:
             found = [stored for _, (_, stored) in sorted(self.objects.items())]
-        yield from found
+        for stored in found:
+            if stored.key.startswith(prefix) and stored.key > after and (until is None or stored.key <= until):
+                yield stored
 
-    def delete(self, key: str) -> None:
+    def delete(self, key: str, *, etag: str | None = None) -> None:
         """See ``Store.delete``."""
         with self._lock:
+            found = self.objects.get(key)
+            if etag is not None and found is not None and found[1].etag != etag:
+                raise PreconditionError(f"{key} was replaced", "", "")
             self.objects.pop(key, None)
 
     def close(self) -> None:
         """See ``Store.close``."""
 
-    def _publish(self, key: str, content: bytes, *, if_absent: bool) -> StoredObject:
-        if if_absent and key in self.objects:
+    def _publish(
+        self, key: str, content: bytes, *, if_absent: bool, replaces: str | None = None, metadata: Metadata
+    ) -> StoredObject:
+        if replaces is not None:
+            if key not in self.objects or self.objects[key][1].etag != replaces:
+                raise PreconditionError(f"{key} was replaced", "", "")
+        elif if_absent and key in self.objects:
             raise PreconditionError(f"{key} exists already", "", "")
         stored = StoredObject(
             key=key,
@@ -157,6 +201,7 @@ class MemoryStore:
             modified=dt.datetime.now(dt.UTC),
             etag=f'"{secrets.token_hex(8)}"',
             checksum=f"CRC64NVME:{encode_crc64nvme(checksum_of(content))}",
+            metadata=metadata,
         )
         self.objects[key] = (content, stored)
         return stored

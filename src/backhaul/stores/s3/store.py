@@ -32,11 +32,12 @@ from backhaul.errors import (
     StoreRefusedError,
     StoreUnavailableError,
 )
+from backhaul.formats.listing import place, read_page
 from backhaul.formats.part_sizes import plan_layout
 from backhaul.formats.profiles import GENERIC, PROFILES, profile_of_reply, provider_of_host, with_limits
 from backhaul.model.location import Location
-from backhaul.model.objects import StoredObject, UnfinishedUpload, Upload, UploadedPart
-from backhaul.model.profile import Profile
+from backhaul.model.objects import NO_METADATA, Metadata, StoredObject, UnfinishedUpload, Upload, UploadedPart
+from backhaul.model.profile import UNORDERED, Profile
 from backhaul.pipeline.supervisor import StoppedError
 from backhaul.stores.base import BrokenReadError, Kind, PartRules
 from backhaul.stores.body import Body, BodyCancelledError, PartBody, content_of
@@ -53,6 +54,8 @@ QUESTION_TIMEOUT = 20
 BULK_TIMEOUT = 60
 COMPLETION_TIMEOUT = 600
 _CHECKSUM: Final = "CRC64NVME"
+# Under which the entries of a listing are handed past botocore.
+_ENTRIES = "BackhaulEntries"
 _PARTS_A_PAGE = 1000
 _MULTIPART_ETAG = re.compile(r"[0-9a-f]{32}-\d+")
 _MD5 = re.compile(r'"?([0-9a-f]{32})"?')
@@ -159,7 +162,7 @@ class S3Store:
             raise self._translated(error, f"Could not reach {self.url}") from error
 
     def _new_client(self, read_timeout: float) -> S3Client:
-        return self._session.client(
+        client = self._session.client(
             "s3",
             endpoint_url=self._location.endpoint,
             region_name=self._session.region_name or "us-east-1",
@@ -176,6 +179,15 @@ class S3Store:
                 s3={"payload_signing_enabled": False},
             ),
         )
+        client.meta.events.register("before-parse.s3.ListObjectsV2", self._take_entries)
+        return client
+
+    def _take_entries(self, response_dict: Any, customized_response_dict: Any, **_: Any) -> None:
+        """Take the entries out of a listing before botocore parses it (``formats.listing``)."""
+        if response_dict["status_code"] == 200:
+            page = read_page(response_dict["body"], self._prefix)
+            response_dict["body"] = page.rest
+            customized_response_dict[_ENTRIES] = page.objects
 
     @property
     def _bulk(self) -> S3Client:
@@ -194,21 +206,27 @@ class S3Store:
             return self._completion_client
 
     def put(
-        self, key: str, body: Body, crc64nvme: int, *, if_absent: bool = True, kind: Kind = "record"
+        self,
+        key: str,
+        body: Body,
+        crc64nvme: int,
+        *,
+        if_absent: bool = True,
+        replaces: str | None = None,
+        kind: Kind = "record",
+        metadata: Metadata = NO_METADATA,
     ) -> StoredObject:
         """See ``Store.put``."""
         profile = self.profile
         checks, md5 = self._body_checks(body, crc64nvme)
-        if if_absent and profile.conditional_writes:
-            checks["IfNoneMatch"] = "*"
-        elif if_absent:
-            self._refuse_existing(key)
+        checks |= self._condition(key, profile.conditional_writes, if_absent=if_absent, replaces=replaces)
         with self.translating(f"Could not write {self._name(key)}"):
             reply = self._client.put_object(
                 Bucket=self._bucket,
                 Key=self._prefix + key,
                 Body=_sendable(body),
                 ContentLength=len(body),
+                Metadata=dict(metadata),
                 **checks,
                 **self.attributes(kind),
             )
@@ -223,14 +241,18 @@ class S3Store:
             checksum=f"{_CHECKSUM}:{checksum}" if checksum else None,
         )
 
-    def begin(self, key: str) -> Upload:
+    def begin(self, key: str, *, metadata: Metadata = NO_METADATA) -> Upload:
         """See ``Store.begin``."""
         checks: dict[str, Any] = {}
         if self.profile.checksums:
             checks = {"ChecksumAlgorithm": _CHECKSUM, "ChecksumType": "FULL_OBJECT"}
         with self.translating(f"Could not begin an upload to {self._name(key)}"):
             reply = self._client.create_multipart_upload(
-                Bucket=self._bucket, Key=self._prefix + key, **checks, **self.attributes("data")
+                Bucket=self._bucket,
+                Key=self._prefix + key,
+                Metadata=dict(metadata),
+                **checks,
+                **self.attributes("data"),
             )
         return Upload(key=key, token=reply["UploadId"])
 
@@ -249,6 +271,58 @@ class S3Store:
             )
         self._check_etag(f"part {number} of {self._name(upload.key)}", reply, md5)
         return UploadedPart(number=number, size=len(body), etag=reply["ETag"], crc64nvme=crc64nvme)
+
+    def copy_part(
+        self, upload: Upload, number: int, source: str, etag: str, offset: int, size: int, crc64nvme: int
+    ) -> UploadedPart:
+        """See ``Store.copy_part``."""
+        with self.translating(f"Could not copy part {number} of {self._name(upload.key)} from {self._name(source)}"):
+            reply = self._bulk.upload_part_copy(
+                Bucket=self._bucket,
+                Key=self._prefix + upload.key,
+                UploadId=upload.token,
+                PartNumber=number,
+                CopySource={"Bucket": self._bucket, "Key": self._prefix + source},
+                CopySourceRange=f"bytes={offset}-{offset + size - 1}",
+                CopySourceIfMatch=etag,
+            )["CopyPartResult"]
+        checksum = reply.get("ChecksumCRC64NVME")
+        if checksum is not None and decode_crc64nvme(checksum) != crc64nvme:
+            raise IntegrityError(
+                f"Part {number} of {self._name(upload.key)} is not what was to be copied",
+                f"bytes {offset} to {offset + size} of {self._name(source)} have another CRC64NVME than expected",
+                "The object is damaged, or was replaced; backhaul verify tells which objects are.",
+            )
+        return UploadedPart(number=number, size=size, etag=_quoted(reply["ETag"]), crc64nvme=crc64nvme)
+
+    def copy(self, source: StoredObject, key: str, *, metadata: Metadata = NO_METADATA) -> StoredObject:
+        """See ``Store.copy``."""
+        checks = self._condition(key, self.profile.conditional_writes, if_absent=True, replaces=None)
+        if source.etag is not None:
+            checks["CopySourceIfMatch"] = source.etag
+            if not self.profile.part_copies:  # who lacks these does not obey the condition either
+                self._refuse_another(source.key, source.etag)
+        attributes = self.attributes("data")
+        if "Tagging" in attributes:
+            checks["TaggingDirective"] = "REPLACE"
+        with self.translating(f"Could not copy {self._name(source.key)} to {self._name(key)}"):
+            self._completing.copy_object(
+                Bucket=self._bucket,
+                Key=self._prefix + key,
+                CopySource={"Bucket": self._bucket, "Key": self._prefix + source.key},
+                MetadataDirective="REPLACE",
+                Metadata=dict(metadata),
+                **checks,
+                **attributes,
+            )
+        copied = self._look(key)[0]
+        if copied is None or copied.size != source.size:
+            raise StoreUnavailableError(
+                f"{self._name(key)} is not what was copied",
+                "the store accepted the copy, and then did not show it",
+                "Try again.",
+            )
+        return copied
 
     def uploaded_parts(self, upload: Upload) -> Sequence[UploadedPart]:
         """See ``Store.uploaded_parts``. Pages after the first are asked for side by side.
@@ -297,7 +371,13 @@ class S3Store:
         return parts, bool(reply.get("IsTruncated"))
 
     def complete(
-        self, upload: Upload, parts: Sequence[UploadedPart], crc64nvme: int, *, if_absent: bool = True
+        self,
+        upload: Upload,
+        parts: Sequence[UploadedPart],
+        crc64nvme: int,
+        *,
+        if_absent: bool = True,
+        replaces: str | None = None,
     ) -> StoredObject:
         """See ``Store.complete``.
 
@@ -314,10 +394,9 @@ class S3Store:
                 "MpuObjectSize": size,
             }
         try:
-            if if_absent and profile.conditional_completions:
-                checks["IfNoneMatch"] = "*"
-            elif if_absent:
-                self._refuse_existing(upload.key)
+            checks |= self._condition(
+                upload.key, profile.conditional_completions, if_absent=if_absent, replaces=replaces
+            )
             with self.translating(f"Could not complete {self._name(upload.key)}"):
                 self._completing.complete_multipart_upload(
                     Bucket=self._bucket,
@@ -437,31 +516,39 @@ class S3Store:
             modified=reply["LastModified"],
             etag=reply.get("ETag"),
             checksum=f"{_CHECKSUM}:{checksum}" if checksum else None,
+            metadata=reply.get("Metadata", {}),
         ), reply
 
-    def list(self) -> Iterator[StoredObject]:
+    def list(self, prefix: str = "", *, after: str = "", until: str | None = None) -> Iterator[StoredObject]:
         """See ``Store.list``."""
+        order = self.profile.listing
+        asked: dict[str, Any] = {"StartAfter": self._prefix + after} if after and order != UNORDERED else {}
+        last = place(until, order) if until is not None and order != UNORDERED else None
         with self.translating(f"Could not list {self.url}"):
             for page in self._client.get_paginator("list_objects_v2").paginate(
-                Bucket=self._bucket, Prefix=self._prefix
+                Bucket=self._bucket, Prefix=self._prefix + prefix, **asked
             ):
-                for entry in page.get("Contents", []):
-                    key = entry["Key"].removeprefix(self._prefix)
-                    if key and not key.endswith("/"):
-                        yield StoredObject(
-                            key=key,
-                            size=entry["Size"],
-                            modified=entry["LastModified"],
-                            etag=entry.get("ETag"),
-                        )
+                entries: Any = page.get(_ENTRIES, ())
+                for entry in entries:
+                    if last is not None and place(entry.key, order) > last:
+                        return
+                    yield entry
 
-    def delete(self, key: str) -> None:
+    def delete(self, key: str, *, etag: str | None = None) -> None:
         """See ``Store.delete``."""
+        condition: dict[str, Any] = {}
+        if etag is not None and self.profile.conditional_deletes:
+            condition["IfMatch"] = etag
+        elif etag is not None:
+            self._refuse_another(key, etag)
         try:
             with self.translating(f"Could not delete {self._name(key)}"):
-                self._client.delete_object(Bucket=self._bucket, Key=self._prefix + key)
+                self._client.delete_object(Bucket=self._bucket, Key=self._prefix + key, **condition)
         except ObjectNotFoundError:
             pass
+        except PreconditionError:
+            if self.stat(key) is not None:  # (some answer so where there is nothing)
+                raise
 
     def close(self) -> None:
         """See ``Store.close``."""
@@ -528,6 +615,25 @@ class S3Store:
                 f"What arrived of {what} is not what was sent",
                 f"its MD5 is {md5}, and {self._endpoint} answered {etag[1]}",
                 "The network or the store damages data; try again, and watch whether it stays.",
+            )
+
+    def _condition(self, key: str, obeyed: bool, *, if_absent: bool, replaces: str | None) -> dict[str, Any]:
+        """Return what makes a write conditional; where that is not obeyed, look now."""
+        if replaces is not None:
+            if obeyed:
+                return {"IfMatch": replaces}
+            self._refuse_another(key, replaces)
+        elif if_absent:
+            if obeyed:
+                return {"IfNoneMatch": "*"}
+            self._refuse_existing(key)
+        return {}
+
+    def _refuse_another(self, key: str, etag: str) -> None:
+        found = self.stat(key)
+        if found is not None and found.etag != etag:
+            raise PreconditionError(
+                f"{self._name(key)} was replaced", f"its ETag is {found.etag} now, and was {etag}", "Plan again."
             )
 
     def _refuse_existing(self, key: str) -> None:
@@ -603,6 +709,11 @@ _READ_SIZE = 1 << 20
 def _without_password(url: str) -> str:
     """Return the endpoint for messages; ``AWS_ENDPOINT_URL`` may hold anything."""
     return re.sub(r"//[^/@]*@", "//***@", url)
+
+
+def _quoted(etag: str) -> str:
+    """Return an ETag as replies have it in their headers: SeaweedFS leaves the quotes out in bodies."""
+    return etag if etag.startswith('"') else f'"{etag}"'
 
 
 def _sendable(body: Body) -> Any:
