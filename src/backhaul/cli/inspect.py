@@ -11,7 +11,7 @@ import click
 from backhaul.cli.command import option_json
 from backhaul.cli.keys import load_identities, option_identity
 from backhaul.cli.output import ReportedError, console, print_json
-from backhaul.errors import IntegrityError
+from backhaul.errors import IntegrityError, UsageError
 from backhaul.formats.quantities import format_duration, format_size, parse_duration
 
 _JSON_HELP = "Print one JSON object on stdout."
@@ -143,9 +143,10 @@ def show(series: str, as_json: bool) -> None:
 Examples:
   backhaul verify s3://acme/db7/orders
   backhaul verify --deep s3://acme/db7/orders@2026-11-20
-  backhaul verify --deep --identity orders.key s3://acme/db7/orders""",
+  backhaul verify --deep --identity orders.key s3://acme/db7/orders
+  backhaul verify /backups s3://acme/mirrors/db7""",
 )
-@click.argument("series", metavar="SERIES[@WHEN]")
+@click.argument("places", metavar="SERIES[@WHEN] | [DIR] MIRROR", nargs=-1, required=True)
 @click.option("--deep", is_flag=True, help="Read, decode and hash every byte.")
 @option_identity(
     "A key file, for a backup that is encrypted: --deep needs it; without --deep it checks the manifest's MAC. "
@@ -153,11 +154,22 @@ Examples:
 )
 @click.option("--quiet", "-q", is_flag=True, help="No progress; the result and errors only.")
 @option_json(_JSON_HELP)
-def verify(series: str, deep: bool, identity: tuple[str, ...], quiet: bool, as_json: bool) -> None:
-    """Check one backup against its manifest; without --deep, without downloading it.
+def verify(places: tuple[str, ...], deep: bool, identity: tuple[str, ...], quiet: bool, as_json: bool) -> None:
+    """Check one backup against its manifest, or a mirror against its records and DIR; without --deep, without
+    downloading anything.
 
     Ends with status 1 if anything is wrong.
     """
+    from backhaul.cli.mirror import verify_mirror
+    from backhaul.formats.location import names_backup
+    from backhaul.operations.mirror.restore import is_mirror
+
+    if len(places) > 2:
+        raise UsageError("verify takes one backup, or DIR and MIRROR", " ".join(places), "See: backhaul verify --help")
+    series, directory = places[-1], places[0] if len(places) == 2 else None
+    if directory is not None or (not names_backup(series) and is_mirror(series)):
+        verify_mirror(directory, series, deep=deep, quiet=quiet, as_json=as_json)
+        return
     from backhaul.cli.progress import pull_progress
     from backhaul.operations.progress import PullProgress
     from backhaul.operations.verify import verify as operation

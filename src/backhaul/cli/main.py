@@ -12,7 +12,7 @@ from typing import Any, NoReturn
 
 import click
 
-from backhaul.cli import doctor, inspect, keys, pull, push
+from backhaul.cli import doctor, inspect, keys, mirror, pull, push
 from backhaul.cli.command import ExampleGroup
 from backhaul.cli.output import ReportedError, error_document, print_error, print_json
 from backhaul.errors import BackhaulError, ConfigurationError, FailedError, InterruptedByUserError, UsageError
@@ -64,6 +64,10 @@ cli.add_command(inspect.list_)
 cli.add_command(inspect.show)
 cli.add_command(inspect.verify)
 cli.add_command(inspect.clean)
+cli.add_command(mirror.sync)
+cli.add_command(mirror.plan)
+cli.add_command(mirror.apply)
+cli.add_command(mirror.undelete)
 cli.add_command(keys.keygen)
 cli.add_command(doctor.doctor)
 

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 
 from backhaul.cli.output import console
 from backhaul.formats.quantities import format_duration, format_size
-from backhaul.operations.progress import DestinationProgress, PullProgress, PushProgress
+from backhaul.operations.progress import DestinationProgress, MirrorProgress, PullProgress, PushProgress
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
@@ -139,6 +139,43 @@ def push_progress(progress: PushProgress, *, quiet: bool) -> Iterator[ErrorLine]
         yield on_error_line
 
 
+class _MirrorView:
+    def __init__(self, progress: MirrorProgress) -> None:
+        self._progress = progress
+        self._rate = Rate()
+        self._start = time.monotonic()
+
+    def line(self) -> str:
+        now = time.monotonic()
+        p = self._progress
+        took = format_duration(now - self._start)
+        if not p.total:
+            return f"{p.phase}, {took}"
+        rate = self._rate.update(now, p.sent)
+        left = f", {format_duration((p.total - p.sent) / rate)} left" if rate > 0 else ""
+        sent = f"{format_size(p.sent)} of {format_size(p.total)}"
+        return f"{p.phase}: {p.done} of {p.files} files, {sent}, {format_size(rate)}/s in {took}{left}"
+
+    def render(self) -> RenderableType:
+        from rich.progress_bar import ProgressBar
+        from rich.table import Table
+
+        table = Table.grid(padding=(0, 1))
+        p = self._progress
+        bar = ProgressBar(
+            total=p.total or None, completed=p.sent, width=30, pulse=not p.total, animation_time=time.monotonic()
+        )
+        table.add_row(bar, self.line())
+        return table
+
+
+@contextmanager
+def mirror_progress(progress: MirrorProgress, *, quiet: bool) -> Iterator[None]:
+    """Show a mirror run."""
+    with _shown(_MirrorView(progress), quiet=quiet):
+        yield
+
+
 @contextmanager
 def pull_progress(progress: PullProgress, verb: str, *, quiet: bool) -> Iterator[ErrorLine]:
     """Show a pull or a deep verify; yields where the consumer's stderr lines go."""
@@ -147,7 +184,7 @@ def pull_progress(progress: PullProgress, verb: str, *, quiet: bool) -> Iterator
 
 
 @contextmanager
-def _shown(view: _PushView | _PullView, *, quiet: bool) -> Iterator[ErrorLine]:
+def _shown(view: _PushView | _PullView | _MirrorView, *, quiet: bool) -> Iterator[ErrorLine]:
     stop = threading.Event()
     if quiet:
         yield _plain_line

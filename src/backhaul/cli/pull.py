@@ -18,6 +18,7 @@ Examples:
   backhaul pull s3://acme/db7/orders@2026-11-20 -o orders.dump
   backhaul pull s3://acme/db7/orders --identity orders.key -- pg_restore -d orders_copy
   backhaul pull /mnt/usb/orders@20261121T020000Z | pg_restore -f orders.sql
+  backhaul pull s3://acme/mirrors/db7 -o /restored
 
 \b
 WHEN is a backup's id, 'latest' (the default), or a date or time in UTC: the newest backup
@@ -29,8 +30,13 @@ command is killed and the file never appears, while a pipe can't tell its reader
 
 
 @click.command(cls=TailCommand, epilog=_EPILOG, short_help="Bring a backup back: to stdout, a file, or a command.")
-@click.argument("series", metavar="SERIES[@WHEN]")
-@click.option("-o", "--output", metavar="FILE", help="Write FILE, replacing it once every byte was checked.")
+@click.argument("series", metavar="SERIES[@WHEN]|MIRROR")
+@click.option(
+    "-o",
+    "--output",
+    metavar="FILE|DIR",
+    help="Write FILE, replacing it once every byte was checked; or of a mirror all files into DIR, replacing none.",
+)
 @click.option("--stream", metavar="NAME", help="Which stream, if the backup has several.")
 @option_identity("A key file that opens the backup if it is encrypted; '-' for stdin. Repeatable.")
 @click.option(
@@ -89,6 +95,17 @@ def pull(
         raise UsageError(
             "The backup would replace the key that opens it", f"{output} is given as --identity too", "Name another -o."
         )
+    if output is not None and _means_mirror(series, output):
+        from backhaul.cli.mirror import pull_mirror
+
+        if identity or stream:
+            raise UsageError(
+                f"{series} is a mirror",
+                "--identity and --stream are for backups",
+                "Leave them out: files are as they were.",
+            )
+        pull_mirror(series, output, workers=workers, retry_for=retry_for, quiet=quiet, as_json=as_json)
+        return
     identities = load_identities(identity)
     progress = PullProgress()
     with pull_progress(progress, "pulled", quiet=quiet or as_json) as on_error_line:
@@ -109,3 +126,15 @@ def pull(
             f"[bold]{result.id}[/]  {format_size(result.raw_size)} checked and delivered,"
             f" {format_duration(result.seconds)}, {format_size(rate)}/s"
         )
+
+
+def _means_mirror(series: str, output: str) -> bool:
+    """Tell whether a mirror is to be pulled: it is one, or what is not known as anything goes into a directory."""
+    from pathlib import Path
+
+    from backhaul.formats.location import names_backup
+    from backhaul.operations.mirror.restore import is_mirror
+
+    if output == "-" or names_backup(series):
+        return False
+    return is_mirror(series) or output.endswith("/") or Path(output).is_dir()

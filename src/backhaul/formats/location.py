@@ -97,14 +97,22 @@ def parse_series(text: str, stores: Stores = _NO_STORES) -> Location:
     Raises:
         UsageError: malformed, or it ends with an ``@WHEN``.
     """
-    path, at, when = text.rpartition("@")
-    if at and "/" not in when:
-        try:
-            parse_when(when)
-        except UsageError:
-            return parse_location(text, stores)
+    if names_backup(text):
+        path = text.rpartition("@")[0]
         raise UsageError(f"{text!r} names one backup", "a whole series is meant here", f"Write {path}.")
     return parse_location(text, stores)
+
+
+def names_backup(text: str) -> bool:
+    """Tell whether the text ends with an ``@WHEN``, and so can only mean one backup of a series."""
+    _, at, when = text.rpartition("@")
+    if not at or "/" in when:
+        return False
+    try:
+        parse_when(when)
+    except UsageError:
+        return False
+    return True
 
 
 def parse_reference(text: str, stores: Stores = _NO_STORES) -> tuple[Location, When]:

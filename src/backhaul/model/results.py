@@ -5,6 +5,7 @@ from __future__ import annotations
 import msgspec
 
 from backhaul.model.manifest import Manifest
+from backhaul.model.mirror import Count
 
 
 class KeygenResult(msgspec.Struct, frozen=True, kw_only=True):
@@ -219,3 +220,131 @@ class DoctorResult(msgspec.Struct, frozen=True, kw_only=True):
     def ok(self) -> bool:
         """Whether nothing stands in the way of backups."""
         return all(diagnosis.state != "problem" for diagnosis in self.diagnoses)
+
+
+class Skipped(msgspec.Struct, frozen=True):
+    """A name that is not in the mirror as it is in the directory, and why."""
+
+    name: str
+    reason: str
+
+
+class MirrorResult(msgspec.Struct, frozen=True, kw_only=True):
+    """What a mirror run has done.
+
+    Attributes:
+        mirror, directory: as they were given.
+        plan: the plan's id.
+        state: ``complete``, ``incomplete`` (something was skipped or failed) or ``cut`` (the window ended).
+        sent: files that were uploaded, whole or in part; bytes are those files' sizes.
+        sent_bytes: bytes of files that went over the line.
+        reused_bytes: bytes that the store had from an interrupted run.
+        record_bytes: bytes of the mirror's own records that were written.
+        saved: bytes that did not have to be sent, since the store had them (renames and deltas).
+        renamed, composed: files that were copied within the store, and those of which only what is new was sent.
+        kept: files that were there as they are.
+        recorded: names of which only the records have changed.
+        tombstones: files that are gone since this run.
+        waiting: files in the recycler.
+        recycled: files that were deleted for good.
+        held: files whose time has come, and that were not deleted since this run was not clean.
+        foreign: objects that are not the mirror's.
+        skipped: what could not be mirrored; at most some of them.
+        skipped_count: all of them.
+        failed: what went wrong; at most some of them.
+        failed_count: all of them.
+        left: files that the next run has to send, and their bytes.
+        nights: about how many more runs like this one they take; 0 if nobody can say.
+        root: the copy that was worked on.
+        building: whether that is a second copy in the making.
+        switched: whether the second copy has become the one that counts.
+        seconds: how long it took.
+        requests_again: requests that were made again.
+        memory: the bound.
+        peak_memory: the most that was used.
+        remarks: what else there is to say.
+    """
+
+    mirror: str
+    directory: str
+    plan: str
+    state: str
+    sent: Count = msgspec.field(default_factory=Count)
+    sent_bytes: int = 0
+    reused_bytes: int = 0
+    record_bytes: int = 0
+    saved: int = 0
+    renamed: Count = msgspec.field(default_factory=Count)
+    composed: Count = msgspec.field(default_factory=Count)
+    kept: Count = msgspec.field(default_factory=Count)
+    recorded: int = 0
+    tombstones: Count = msgspec.field(default_factory=Count)
+    waiting: Count = msgspec.field(default_factory=Count)
+    recycled: Count = msgspec.field(default_factory=Count)
+    held: Count = msgspec.field(default_factory=Count)
+    foreign: Count = msgspec.field(default_factory=Count)
+    skipped: tuple[Skipped, ...] = ()
+    skipped_count: int = 0
+    failed: tuple[Skipped, ...] = ()
+    failed_count: int = 0
+    left: Count = msgspec.field(default_factory=Count)
+    nights: int = 0
+    root: str = ""
+    building: bool = False
+    switched: bool = False
+    seconds: float = 0.0
+    requests_again: int = 0
+    memory: MemoryBound | None = None
+    peak_memory: int = 0
+    remarks: tuple[str, ...] = ()
+
+
+class MirrorPullResult(msgspec.Struct, frozen=True, kw_only=True):
+    """Files that were brought back.
+
+    ``kept`` were there as they are; ``problems`` are names that are not as they should be; ``verified`` is whether all
+    hashes could be compared (a mirror that another tool made has none).
+    """
+
+    mirror: str
+    directory: str
+    files: int
+    bytes: int
+    kept: int
+    problems: tuple[Skipped, ...]
+    verified: bool
+    seconds: float
+    peak_memory: int
+
+
+class RecycledFile(msgspec.Struct, frozen=True, kw_only=True):
+    """A file in the recycler; ``gone`` since when (ISO, UTC)."""
+
+    name: str
+    size: int
+    gone: str
+
+
+class RecyclerResult(msgspec.Struct, frozen=True, kw_only=True):
+    """What a mirror's recycler holds, oldest first."""
+
+    mirror: str
+    files: tuple[RecycledFile, ...]
+
+
+class MirrorVerifyResult(msgspec.Struct, frozen=True, kw_only=True):
+    """What is wrong with a mirror. ``bytes_read`` is what had to be downloaded for it."""
+
+    mirror: str
+    directory: str | None
+    deep: bool
+    files: int
+    bytes: int
+    bytes_read: int
+    problems: tuple[Skipped, ...]
+    seconds: float
+
+    @property
+    def ok(self) -> bool:
+        """Whether nothing was found wrong."""
+        return not self.problems

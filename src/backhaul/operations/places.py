@@ -78,3 +78,10 @@ def series_at(text: str) -> Location:
 def reference_at(text: str) -> tuple[Location, When]:
     """Read ``SERIES[@WHEN]``. Raises as ``store_at`` does."""
     return format_.parse_reference(text, _Stores())
+
+
+def place_of(location: Location) -> str:
+    """Return what all spellings of a place have in common."""
+    if location.kind == "local":
+        return f"local {os.path.realpath(location.path)}"
+    return " ".join(str(part) for part in ("s3", location.endpoint, location.bucket, location.path))

@@ -53,3 +53,27 @@ class PullProgress:
         with self._lock:
             self.stored += count
             self.requests += 1
+
+
+class MirrorProgress:
+    """How far a mirror run is: ``looked`` names compared; ``done`` of ``files``, ``sent`` of ``total`` bytes."""
+
+    def __init__(self) -> None:
+        self.phase = "comparing"
+        self.looked = 0
+        self.files = 0
+        self.done = 0
+        self.total = 0
+        self.sent = 0
+        self.read = 0
+        self._lock = threading.Lock()
+
+    def add_sent(self, count: int) -> None:
+        """Count bytes of the plan that are in the store; called from many threads."""
+        with self._lock:
+            self.sent += count
+
+    def add_done(self) -> None:
+        """Count a file; called from many threads."""
+        with self._lock:
+            self.done += 1

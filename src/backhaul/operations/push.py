@@ -63,19 +63,18 @@ from backhaul.operations.encoding import StreamEncoder, Transcript
 from backhaul.operations.encryption import authenticated, fresh_key, recipients_of
 from backhaul.operations.journal import UploadJournal, machine, same_upload
 from backhaul.operations.kept_key import drop_everywhere
-from backhaul.operations.places import series_at
+from backhaul.operations.pacing import rate_limit
+from backhaul.operations.places import place_of, series_at
 from backhaul.operations.progress import PushProgress
 from backhaul.pipeline.spool import Spool, SpoolSpace, open_nameless
 from backhaul.pipeline.supervisor import Supervisor
 from backhaul.pipeline.tee import Tee
-from backhaul.pipeline.token_bucket import TokenBucket
 from backhaul.planning.requirement import required_destinations
 from backhaul.sources.base import Source
 from backhaul.sources.file import FileSource
 from backhaul.stores.multipart import Segment
 from backhaul.stores.open import DEFAULT_PATIENCE, open_store
 from backhaul.stores.retry import RetryPolicy
-from backhaul.stores.throttle import RateLimit
 from backhaul.transforms import compress
 from backhaul.transforms.digest import encode_crc64nvme
 from backhaul.transforms.encrypt import StreamKey
@@ -86,9 +85,6 @@ EARLY_PATIENCE = 60.0
 _STALL_MARGIN = 300.0
 DEFAULT_SPOOL_SIZE = 20 * 10**9
 _MAX_ID_TRIES = 120
-# A limited body goes out in pieces of this many seconds, so that a slow limit is even.
-_PIECE_SECONDS = 0.02
-_LARGEST_PIECE = 64 << 10
 
 
 # Words of a command line that were meant for --encrypt-to.
@@ -168,7 +164,7 @@ def push(
             )
     required = required_destinations(options.require, len(destinations))
     locations = [series_at(text) for text in destinations]
-    if len({_identity(location) for location in locations}) != len(locations):
+    if len({place_of(location) for location in locations}) != len(locations):
         raise UsageError("push has a destination twice", ", ".join(destinations), "Name each SERIES once.")
     memory.settle_allocator()
     with contextlib.ExitStack() as stack:
@@ -201,7 +197,7 @@ class _Push:
         self.key = fresh_key(self.recipients)
         self.stream_file = names.stream_file(options.name, self.codec, encrypted=self.key is not None)
         self.spool = _spool_space(options)
-        limit = self._rate_limit(options.limit) if options.limit is not None else None
+        limit = rate_limit(options.limit, self.group) if options.limit is not None else None
         source.check()
         self.identity = source.identity if isinstance(source, FileSource) else None
         self.destinations: list[Destination] = []
@@ -213,26 +209,18 @@ class _Push:
             journal = self._open_journal(location)
             if journal is not None:
                 stack.callback(journal.close)
-            self.destinations.append(Destination(location, store, policy, journal, place=_place(location)))
+            self.destinations.append(Destination(location, store, policy, journal, place=place_of(location)))
         progress.destinations = [destination.progress for destination in self.destinations]
 
     def _open_journal(self, location: Location) -> UploadJournal | None:
         if self.identity is None:
             return None
         try:
-            return UploadJournal(_place(location), self.identity.path, self.options.name, text=location.text)
+            return UploadJournal(place_of(location), self.identity.path, self.options.name, text=location.text)
         except ConfigurationError:
             if location.kind == "local":
                 return None  # a disk is written anew in any case
             raise
-
-    def _rate_limit(self, table: Timetable) -> RateLimit:
-        def rate() -> int | None:
-            return table.rate_at(dt.datetime.now())  # noqa: DTZ005 - the operator's clock on the wall
-
-        fresh, again = (TokenBucket(rate, sleep=self.group.sleep).take for _ in range(2))
-        piece = min(_LARGEST_PIECE, int((table.slowest or _LARGEST_PIECE / _PIECE_SECONDS) * _PIECE_SECONDS))
-        return RateLimit(fresh, again, piece)
 
     @property
     def living(self) -> list[Destination]:
@@ -548,10 +536,6 @@ class _Push:
         return error
 
 
-def _place(location: Location) -> str:
-    return " ".join(str(part) for part in _identity(location))
-
-
 def _store_record(stored: StoredObject) -> StoreRecord:
     return StoreRecord(etag=stored.etag, checksum=stored.checksum, modified=stored.modified_ns)
 
@@ -568,13 +552,6 @@ def _spool_space(options: PushOptions) -> SpoolSpace | None:
             "Name a directory that can be written, on a disk with room.",
         ) from error
     return SpoolSpace(options.spool, options.spool_size)
-
-
-def _identity(location: Location) -> tuple[str | None, ...]:
-    """Return what two spellings of the same place have in common."""
-    if location.kind == "local":
-        return ("local", os.path.realpath(location.path))
-    return ("s3", location.endpoint, location.bucket, location.path)
 
 
 def _iso(time: dt.datetime) -> str:

@@ -11,8 +11,10 @@ that was sent twice may still read, and those under way: ``parallel`` of them, o
 
 from __future__ import annotations
 
+import hashlib
+import re
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Protocol
 
 import msgspec
@@ -35,6 +37,9 @@ def memory_bound(rules: PartRules, largest_piece: int, stored_size: int = 0) -> 
     part = rules.layout.largest_part(stored_size)
     under_way = max(1, min(rules.parallel, MAX_UNDER_WAY // part))
     return (under_way + 2) * part
+
+
+_PART_MD5 = re.compile(r'"?([0-9a-f]{32})"?')
 
 
 class Ledger(Protocol):
@@ -350,3 +355,14 @@ def _joined(before: UploadedPart, part: UploadedPart) -> UploadedPart:
         etag="",
         crc64nvme=combine_crc64nvme(before.crc64nvme, part.crc64nvme, part.size),
     )
+
+
+def multipart_etag(parts: Sequence[UploadedPart]) -> str:
+    """Return the ETag of an object made from these parts, empty where the parts' ETags are no MD5s."""
+    digest = hashlib.md5(usedforsecurity=False)
+    for part in parts:
+        match = _PART_MD5.fullmatch(part.etag)
+        if match is None:
+            return ""
+        digest.update(bytes.fromhex(match[1]))
+    return f'"{digest.hexdigest()}-{len(parts)}"'

@@ -22,7 +22,8 @@ from botocore.exceptions import ClientError
 from backhaul.errors import StoreError
 from backhaul.model.objects import UploadedPart
 from backhaul.model.results import Finding
-from backhaul.stores.s3.store import S3Store, multipart_etag
+from backhaul.stores.multipart import multipart_etag
+from backhaul.stores.s3.store import S3Store
 from backhaul.transforms.digest import combine_crc64nvme, crc64nvme, encode_crc64nvme
 
 if TYPE_CHECKING:

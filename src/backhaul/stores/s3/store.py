@@ -41,6 +41,7 @@ from backhaul.model.profile import UNORDERED, Profile
 from backhaul.pipeline.supervisor import StoppedError
 from backhaul.stores.base import BrokenReadError, Kind, PartRules
 from backhaul.stores.body import Body, BodyCancelledError, PartBody, content_of
+from backhaul.stores.multipart import multipart_etag
 from backhaul.stores.s3.errors import causes, translated
 from backhaul.transforms.digest import decode_crc64nvme, encode_crc64nvme
 
@@ -730,14 +731,3 @@ def _completed(part: UploadedPart, *, checksums: bool) -> Any:
     if checksums:
         entry["ChecksumCRC64NVME"] = encode_crc64nvme(part.crc64nvme)
     return entry
-
-
-def multipart_etag(parts: Sequence[UploadedPart]) -> str:
-    """Return the ETag of an object made from these parts, empty where the parts' ETags are no MD5s."""
-    digest = hashlib.md5(usedforsecurity=False)
-    for part in parts:
-        match = _MD5.fullmatch(part.etag)
-        if match is None:
-            return ""
-        digest.update(bytes.fromhex(match[1]))
-    return f'"{digest.hexdigest()}-{len(parts)}"'

@@ -1,0 +1,1 @@
+"""Mirrors: a directory of backup sets, file by file, at a store."""

@@ -1,0 +1,155 @@
+"""verify of a mirror: is what the store has what was put there, and is that what the directory has?"""
+
+from __future__ import annotations
+
+import contextlib
+import time
+
+from backhaul.errors import BackupNotFoundError
+from backhaul.formats import catalog
+from backhaul.model.mirror import FILE, Entry, LocalFile
+from backhaul.model.objects import StoredObject
+from backhaul.model.results import MirrorVerifyResult, Skipped
+from backhaul.operations.mirror.content import ChangedError, ContentReader
+from backhaul.operations.mirror.fetch import fetch
+from backhaul.operations.mirror.listing import listing
+from backhaul.operations.mirror.restore import MirrorReader
+from backhaul.operations.mirror.state import MirrorState
+from backhaul.operations.places import place_of, series_at
+from backhaul.operations.progress import MirrorProgress
+from backhaul.planning.mirror_diff import in_order, sort_key
+from backhaul.sources.tree import Tree
+from backhaul.transforms.digest import StreamDigest
+
+
+def verify_mirror(
+    mirror: str, directory: str | None, *, deep: bool = False, progress: MirrorProgress | None = None
+) -> MirrorVerifyResult:
+    """Compare a mirror's objects with its records, and with a directory; nothing is downloaded unless ``deep``.
+
+    Args:
+        mirror: MIRROR.
+        directory: what it is a mirror of; None to look at the mirror alone. Its files are read, unless they were read
+            before in the state that they are in.
+        deep: read every object and compare its hash.
+        progress: counters to keep up to date.
+
+    Raises:
+        BackupNotFoundError: there is no mirror.
+        SourceError: the directory can't be read.
+        StoreError: the store can't be read.
+    """
+    began = time.monotonic()
+    counters = progress or MirrorProgress()
+    problems: list[Skipped] = []
+    files = size = read = 0
+    with contextlib.ExitStack() as stack:
+        reader = MirrorReader(stack, mirror)
+        if reader.record is None:
+            raise BackupNotFoundError(
+                f"There is no mirror at {mirror}", f"{catalog.RECORD} is not there", "Correct the path, or sync first."
+            )
+        order, root = reader.records.order, reader.root
+        tree = Tree(directory) if directory is not None else None
+        state = reader.state
+        if tree is not None:
+            state = MirrorState(f"{place_of(series_at(mirror))}\0{tree.path}", mirror)
+            stack.callback(state.close)
+        with reader.group:
+            content = ContentReader(tree, state, check=reader.group.check) if tree is not None else None
+            local = iter(tree.scan(order)) if tree is not None else iter(())
+            here = next(local, None)
+            stored = in_order(listing(reader.store, reader.state, root, reader.group), order, mirror, strip=root)
+            there = next(stored, None)
+            for entry in reader.entries():
+                name = reader.name(entry)
+                place = sort_key(name, entry.kind, order)
+                while here is not None and here[0] < place:
+                    problems += _not_there(here[1])
+                    here = next(local, None)
+                file = here[1] if here is not None and here[0] == place else None
+                if file is not None:
+                    here = next(local, None)
+                while there is not None and there[0] < place:
+                    there = next(stored, None)  # not the mirror's
+                thing = there[1] if there is not None and there[0] == place else None
+                if entry.kind != FILE:
+                    if tree is not None and file is None:
+                        problems.append(Skipped(name, f"the {entry.kind} is gone here, and in the mirror"))
+                    continue
+                files, size = files + 1, size + entry.size
+                wrong = _stored_wrong(entry, thing)
+                if not wrong and content is not None and not entry.gone:
+                    wrong = _local_wrong(entry, file, content)
+                elif not wrong and entry.gone and file is not None:
+                    wrong = "it is back here, and has a tombstone in the mirror: sync it"
+                if wrong:
+                    problems.append(Skipped(name, wrong))
+            while here is not None:
+                problems += _not_there(here[1])
+                here = next(local, None)
+            if deep:
+                bad = {problem.name for problem in problems}
+                entries = (e for e in reader.entries() if e.kind == FILE and reader.name(e) not in bad)
+                counters.files, counters.total = files, size
+                damaged = fetch(reader.store, entries, _Nowhere(), reader.group, counters)
+                problems += [Skipped(problem.name[len(root) :], problem.reason) for problem in damaged]
+                read = counters.sent
+    return MirrorVerifyResult(
+        mirror=mirror,
+        directory=directory,
+        deep=deep,
+        files=files,
+        bytes=size,
+        bytes_read=read,
+        problems=tuple(problems),
+        seconds=time.monotonic() - began,
+    )
+
+
+class _Nowhere:
+    """Takes files for their hashes alone (``fetch.Receiver``)."""
+
+    def wants(self, entry: Entry) -> int | None:
+        return 0
+
+    def begin(self, entry: Entry, start: int, digest: StreamDigest) -> None:
+        pass
+
+    def write(self, data: memoryview) -> None:
+        pass
+
+    def finish(self, entry: Entry) -> None:
+        pass
+
+    def fail(self, entry: Entry) -> None:
+        pass
+
+
+def _not_there(file: LocalFile) -> list[Skipped]:
+    return [Skipped(file.key, "it is not in the mirror")] if file.kind == FILE else []
+
+
+def _stored_wrong(entry: Entry, thing: StoredObject | None) -> str:
+    if thing is None:
+        return "the store has lost it"
+    if thing.size != entry.size:
+        return f"the object has {thing.size} bytes, and had {entry.size} when it was sent"
+    if thing.etag != entry.etag:
+        return "the object is another one than was put there"
+    return ""
+
+
+def _local_wrong(entry: Entry, file: LocalFile | None, content: ContentReader) -> str:
+    if file is None or file.kind != FILE:
+        return "it is gone here"
+    if file.identity.size != entry.size:
+        return f"it has {file.identity.size} bytes here, and {entry.size} in the mirror"
+    if not entry.blake3:
+        return "" if file.identity.modified == entry.modified else "it was written to since it was sent"
+    try:
+        return "" if content.content(file).blake3 == entry.blake3 else "it has other content here than in the mirror"
+    except ChangedError:
+        return "it changes while it is looked at"
+    except OSError as error:
+        return f"it can't be read here: {error.strerror or error}"
