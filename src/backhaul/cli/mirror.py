@@ -12,6 +12,7 @@ import msgspec
 from backhaul.cli.command import Decorated, option_json
 from backhaul.cli.output import ReportedError, console, error_document, print_json
 from backhaul.errors import IncompleteError, IntegrityError, SkippedError, UsageError
+from backhaul.formats.file_names import shown
 from backhaul.formats.quantities import format_duration, format_size, parse_duration
 from backhaul.formats.timetable import parse_timetable
 
@@ -271,7 +272,7 @@ def undelete(mirror: str, names: tuple[str, ...], output: str | None, as_json: b
             return
         out = console(sys.stdout)
         for entry in found.files:
-            out.print(f"{entry.gone}  {format_size(entry.size):>8}  {entry.name}", markup=False)
+            out.print(f"{entry.gone}  {format_size(entry.size):>8}  {shown(entry.name)}", markup=False)
         total = format_size(sum(entry.size for entry in found.files))
         out.print(f"{len(found.files)} files in the recycler of {mirror}, {total}", markup=False)
         return
@@ -293,7 +294,7 @@ def _print_actions(lines: Any) -> None:
         action = msgspec.json.decode(line)
         sent = f", {format_size(action['sent'])} to send" if action.get("sent") else ""
         size = format_size(action.get("size", 0))
-        out.print(f"{action['kind']:<9} {action['key']}: {size}{sent}; {action['reason']}", markup=False)
+        out.print(f"{action['kind']:<9} {shown(action['key'])}: {size}{sent}; {action['reason']}", markup=False)
 
 
 def _print_plan(summary: PlanSummary, verb: str) -> None:

@@ -28,6 +28,7 @@ from functools import lru_cache
 import msgspec
 
 from backhaul.errors import StoreError
+from backhaul.formats.file_names import is_text
 from backhaul.formats.listing import place
 from backhaul.model.mirror import (
     DIRECTORY,
@@ -119,13 +120,11 @@ def excluded(patterns: tuple[str, ...]) -> Callable[[str], bool]:
 
 def name_problem(key: str, rules: Rules) -> str:
     """Return why a name can't be a mirrored object's, or nothing."""
-    try:
-        encoded = key.encode()
-    except UnicodeEncodeError:
+    if not is_text(key):
         return "its name is not UTF-8, which S3 demands of keys"
     if key == RECORDS or key.startswith(f"{RECORDS}/"):
         return f"{RECORDS} is where the mirror keeps its own records"
-    length = len(encoded) + len((rules.prefix + rules.root).encode())
+    length = len(key.encode()) + len((rules.prefix + rules.root).encode())
     if length > _LONGEST_KEY:
         return f"its key would have {length} bytes, and S3 takes {_LONGEST_KEY}"
     unsafe = [character for character in rules.unsafe_names if character in key]
@@ -239,6 +238,9 @@ def _present(
         yield Change(SKIP, key, problem, file, record, thing, problem=True)
         return
     if file.kind != FILE:
+        if not is_text(file.detail):
+            yield Change(SKIP, key, "its target is not UTF-8, as the mirror's records are", file, problem=True)
+            return
         if record is None or record.gone or not _same_attributes(file, record) or record.target != file.detail:
             words = "a symlink" if file.kind == SYMLINK else "a directory"
             yield Change(RECORD, key, f"{words}, kept in the mirror's records", file, record)

@@ -12,6 +12,7 @@ import stat
 from collections.abc import Iterator
 
 from backhaul.errors import SourceError
+from backhaul.formats.file_names import is_text
 from backhaul.model.mirror import DIRECTORY, FILE, SPECIAL, SYMLINK, UNREADABLE, FileIdentity, LocalFile, SourceRecord
 from backhaul.planning.mirror_diff import sort_key
 
@@ -68,6 +69,10 @@ class Tree:
         self.path = os.path.realpath(directory)
         self.mounts: dict[str, str] = {}
         try:
+            if not is_text(self.path):
+                raise SourceError(
+                    f"{directory!a} can't be mirrored", "its path is not UTF-8", "Rename it, or mirror by another path."
+                )
             if not stat.S_ISDIR(os.stat(self.path).st_mode):
                 raise SourceError(f"{directory} is no directory", "a mirror is of a directory", "Correct the path.")
             with os.scandir(self.path):
@@ -220,7 +225,7 @@ class OpenFile:
         found: dict[str, str] = {}
         with contextlib.suppress(OSError):
             for name in os.listxattr(self._descriptor):
-                if name.startswith(_XATTRS):
+                if name.startswith(_XATTRS) and is_text(name):
                     with contextlib.suppress(OSError):
                         found[name] = base64.b64encode(os.getxattr(self._descriptor, name)).decode()
         return found

@@ -33,6 +33,7 @@ from backhaul.errors import (
     UsageError,
 )
 from backhaul.formats import catalog
+from backhaul.formats.file_names import shown
 from backhaul.formats.mirror_plan import PlanReader
 from backhaul.model.mirror import (
     DELTA,
@@ -462,13 +463,13 @@ class Applier:
             self._skipped_count += 1
             self._unsafe = self._unsafe or unsafe
             if len(self._skipped) < _NAMES_SAID:
-                self._skipped.append(Skipped(name, reason))
+                self._skipped.append(Skipped(shown(name), reason))
 
     def _fail(self, name: str, reason: str) -> None:
         with self._lock:
             self._failed_count += 1
             if len(self._failed) < _NAMES_SAID:
-                self._failed.append(Skipped(name, reason))
+                self._failed.append(Skipped(shown(name), reason))
 
     def _leave(self, size: int, left: int) -> None:
         with self._lock:

@@ -14,6 +14,7 @@ import msgspec
 
 from backhaul.errors import UsageError
 from backhaul.formats import catalog
+from backhaul.formats.file_names import shown
 from backhaul.formats.mirror_plan import PlanHead, PlanTail, PlanWriter
 from backhaul.model.mirror import (
     DELTA,
@@ -270,7 +271,8 @@ class Planner:
         if change.kind == SKIP:
             size = file.identity.size if file is not None else 0
             unsafe = file is None or file.kind == UNREADABLE or file.detail.startswith("unreadable")
-            yield Action(kind=SKIP, key=change.key, reason=change.reason, size=size, problem=True, unsafe=unsafe)
+            name = shown(change.key)
+            yield Action(kind=SKIP, key=name, reason=change.reason, size=size, problem=True, unsafe=unsafe)
         elif file is None:
             size = known.size if known is not None else 0
             etag = thing.etag or "" if thing is not None else ""

@@ -19,6 +19,7 @@ from blake3 import blake3
 
 from backhaul.errors import BackupNotFoundError, TargetError, UsageError
 from backhaul.formats import catalog
+from backhaul.formats.file_names import shown
 from backhaul.model.mirror import DIRECTORY, FILE, SYMLINK, Entry
 from backhaul.model.objects import StoredObject
 from backhaul.model.results import MirrorPullResult, RecycledFile, RecyclerResult, Skipped
@@ -191,7 +192,7 @@ def _brought_back(
                     yield entry
 
         failed = fetch(reader.store, wanted(), target, reader.group, counters, workers=workers)
-        problems += [Skipped(problem.name[len(reader.root) :], problem.reason) for problem in failed]
+        problems += [Skipped(shown(problem.name[len(reader.root) :]), problem.reason) for problem in failed]
         for entry in later:
             target.link_or_make(entry)
         for entry in reversed([entry for entry in later if entry.kind == DIRECTORY]):
@@ -419,7 +420,7 @@ class _Directory:
             self._descriptor = -1
 
     def _problem(self, entry: Entry, reason: str) -> None:
-        self.problems.append(Skipped(self._reader.name(entry), reason))
+        self.problems.append(Skipped(shown(self._reader.name(entry)), reason))
 
     def _failure(self, path: str, error: OSError) -> TargetError:
         self._close()

@@ -19,6 +19,7 @@ from backhaul.errors import (
     UsageError,
 )
 from backhaul.formats import names
+from backhaul.formats.file_names import shown
 from backhaul.formats.mirror_plan import PlanReader, PlanWriter
 from backhaul.formats.timetable import Timetable
 from backhaul.model.location import Location
@@ -55,7 +56,7 @@ class GuardError(FailedError):
         first = refusals[0]
         lines = [first.why, *(f"{refusal.what}: {refusal.why}" for refusal in refusals[1:])]
         if first.deletes:
-            lines += ["It would have removed:", *first.deletes[:_NAMES_SAID]]
+            lines += ["It would have removed:", *map(shown, first.deletes[:_NAMES_SAID])]
             if len(first.deletes) > _NAMES_SAID:
                 lines.append(f"... and {len(first.deletes) - _NAMES_SAID} more; --json names them")
         super().__init__(first.what, "\n".join(lines), first.todo)

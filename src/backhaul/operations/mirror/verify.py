@@ -7,6 +7,7 @@ import time
 
 from backhaul.errors import BackupNotFoundError
 from backhaul.formats import catalog
+from backhaul.formats.file_names import shown
 from backhaul.model.mirror import FILE, Entry, LocalFile
 from backhaul.model.objects import StoredObject
 from backhaul.model.results import MirrorVerifyResult, Skipped
@@ -75,7 +76,7 @@ def verify_mirror(
                 thing = there[1] if there is not None and there[0] == place else None
                 if entry.kind != FILE:
                     if tree is not None and file is None:
-                        problems.append(Skipped(name, f"the {entry.kind} is gone here, and in the mirror"))
+                        problems.append(Skipped(shown(name), f"the {entry.kind} is gone here, and in the mirror"))
                     continue
                 files, size = files + 1, size + entry.size
                 wrong = _stored_wrong(entry, thing)
@@ -84,16 +85,16 @@ def verify_mirror(
                 elif not wrong and entry.gone and file is not None:
                     wrong = "it is back here, and has a tombstone in the mirror: sync it"
                 if wrong:
-                    problems.append(Skipped(name, wrong))
+                    problems.append(Skipped(shown(name), wrong))
             while here is not None:
                 problems += _not_there(here[1])
                 here = next(local, None)
             if deep:
                 bad = {problem.name for problem in problems}
-                entries = (e for e in reader.entries() if e.kind == FILE and reader.name(e) not in bad)
+                entries = (e for e in reader.entries() if e.kind == FILE and shown(reader.name(e)) not in bad)
                 counters.files, counters.total = files, size
                 damaged = fetch(reader.store, entries, _Nowhere(), reader.group, counters)
-                problems += [Skipped(problem.name[len(root) :], problem.reason) for problem in damaged]
+                problems += [Skipped(shown(problem.name[len(root) :]), problem.reason) for problem in damaged]
                 read = counters.sent
     return MirrorVerifyResult(
         mirror=mirror,
@@ -127,7 +128,7 @@ class _Nowhere:
 
 
 def _not_there(file: LocalFile) -> list[Skipped]:
-    return [Skipped(file.key, "it is not in the mirror")] if file.kind == FILE else []
+    return [Skipped(shown(file.key), "it is not in the mirror")] if file.kind == FILE else []
 
 
 def _stored_wrong(entry: Entry, thing: StoredObject | None) -> str:
