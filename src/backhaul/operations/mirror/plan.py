@@ -164,11 +164,7 @@ class Planner:
             return record.building.root
         if not self._options.anew:
             return record.root
-        plain_is_free = record.root and not any(
-            entry.kind == FILE
-            for _, entry in self._state.entries("", self._records.order)
-            if not entry.key.startswith(catalog.DIRECTORY)
-        )
+        plain_is_free = record.root and not self._state.holds_plain_files(catalog.DIRECTORY)
         return "" if plain_is_free else f"{catalog.COPIES}{self._now.astimezone(dt.UTC):%Y%m%dT%H%M%SZ}/"
 
     def write(self, writer: PlanWriter, head: PlanHead, prefix: str) -> PlanTail:
@@ -235,11 +231,9 @@ class Planner:
         record, options = head.record, self._options
         if record is None or record.building is not None or head.root != record.root:
             return
-        for _, entry in self._state.entries("", self._records.order):
-            copy = entry.key.startswith(catalog.COPIES) if not record.root else not entry.key.startswith(record.root)
-            if not copy or not entry.gone:
-                continue
-            if entry.kind != FILE:
+        for entry in self._state.tombstones():
+            older = entry.key.startswith(catalog.COPIES) if not record.root else not entry.key.startswith(record.root)
+            if not older:
                 continue
             since = dt.datetime.fromisoformat(entry.gone)
             if options.recycle_after is None or (self._now - since).total_seconds() < options.recycle_after:

@@ -36,6 +36,7 @@ CREATE TABLE entries(
 ) WITHOUT ROWID;
 CREATE INDEX entries_by_size ON entries(size);
 CREATE INDEX entries_by_content ON entries(blake3);
+CREATE INDEX entries_gone ON entries(place) WHERE gone != '';
 CREATE INDEX entries_changed ON entries(changed) WHERE changed > 0;
 CREATE TABLE segments(key TEXT PRIMARY KEY, etag TEXT) WITHOUT ROWID;
 CREATE TABLE files(
@@ -222,6 +223,16 @@ class MirrorState:
                 return
             last, first = rows[-1][0], False
 
+    def tombstones(self) -> list[Entry]:
+        """Return all files that are gone, of every copy, in order."""
+        rows = self._run(f"SELECT {_COLUMNS} FROM entries WHERE gone != '' AND kind = 'file' ORDER BY place").fetchall()
+        return [entry for entry in map(_entry, rows) if not entry.dropped]
+
+    def holds_plain_files(self, records: str) -> bool:
+        """Tell whether any file is known outside of the directory of records."""
+        statement = "SELECT rest FROM entries WHERE kind = 'file' AND substr(key, 1, ?) != ?"
+        return any(not _is_dropped(rest) for (rest,) in self._run(statement, (len(records), records)))
+
     def put(self, entry: Entry, order: str, *, published: bool = False) -> None:
         """Note what is known of a name; it is published later, unless it came from there."""
         rest = _Rest(entry.target, entry.xattrs, entry.sparse, entry.same_file, entry.dropped)
@@ -276,7 +287,7 @@ class MirrorState:
             for place, rest in self._run(
                 "SELECT place, rest FROM entries WHERE changed > 0 AND changed <= ?", (mark,)
             ).fetchall():
-                if msgspec.json.decode(rest, type=_Rest).dropped:
+                if _is_dropped(rest):
                     self._run("DELETE FROM entries WHERE place = ?", (place,))
             self._run("UPDATE entries SET changed = 0 WHERE changed > 0 AND changed <= ?", (mark,))
 
@@ -471,6 +482,10 @@ def _entry(row: tuple[object, ...]) -> Entry:
 
 
 _NOTHING = _Rest()
+
+
+def _is_dropped(rest: bytes) -> bool:
+    return bool(msgspec.json.decode(rest, type=_Rest).dropped)
 
 
 def _signed(value: int | None) -> int | None:
