@@ -227,6 +227,7 @@ class World:
         twin._clock = self._clock
         for place, store in self.stores.items():
             other = twin._store(*place)
+            other.profile = store.profile
             other.objects.update(store.objects)
             other.uploads.update(copy.deepcopy(store.uploads))
         return twin

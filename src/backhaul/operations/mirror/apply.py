@@ -72,6 +72,8 @@ _LARGE_AT_ONCE = 2
 # The catalog is published this often while files are sent: what is lost with this host is looked at again.
 _PUBLISH_EVERY = 60.0
 _NAMES_SAID = 1000
+# Uploads below the mirror that no run knows of are given up after so many seconds without a sign of life.
+ABANDONED_AFTER = 86400.0
 # Of these the next file would fail, too.
 _FATAL = (StoreUnavailableError, StoreRefusedError, StoreFullError, ConfigurationError)
 
@@ -444,11 +446,17 @@ class Applier:
         self._remarks.append("the new copy is whole and counts from now on; the old one is in the recycler")
 
     def _forget_parked(self) -> None:
-        """Abort uploads of files that are gone, or are in the mirror by now."""
-        for upload, _ in self._state.all_parked():
-            with contextlib.suppress(StoreError):
+        """Abort uploads of files that are gone or are in the mirror by now, and such as nobody knows of any more.
+
+        (A death between the begin of an upload and its note leaves one.) Each is looked at again the next time.
+        """
+        with contextlib.suppress(StoreError):
+            for upload, _ in self._state.all_parked():
                 self._store.abort(upload)
                 self._state.unpark(upload.key)
+            for left in self._store.unfinished():
+                if (self._now() - left.last_activity).total_seconds() > ABANDONED_AFTER:
+                    self._store.abort(left.upload)
 
     def _finish(self) -> None:
         record = self._records.record
