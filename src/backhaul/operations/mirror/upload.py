@@ -220,6 +220,8 @@ class FileUploader:
                 try:
                     result = self._wait(future)
                     done[result.number] = result
+                except _NotBegunError:
+                    continue
                 except StoreError as error:
                     failure = failure or error
             if failure is not None:
@@ -284,6 +286,7 @@ class FileUploader:
 
         def send() -> UploadedPart:
             try:
+                self._refuse_late()
                 sent = self._store.put_part(upload, number, part.offset, PartBody(view), crc64nvme(view))
                 self._state.acknowledged(upload.key, sent)
                 self._on_sent(part.size)
@@ -297,6 +300,7 @@ class FileUploader:
         self, upload: Upload, number: int, part: PartPlan, crc: int, md5: str | None
     ) -> Callable[[], UploadedPart]:
         def copy() -> UploadedPart:
+            self._refuse_late()
             try:
                 copied = self._store.copy_part(
                     upload, number, part.source, part.source_etag, part.source_offset, part.size, crc
@@ -348,6 +352,11 @@ class FileUploader:
             )
         return self._store.complete(upload, parts, combined, if_absent=not action.etag, replaces=action.etag or None)
 
+    def _refuse_late(self) -> None:
+        """Begin no part after the window's end."""
+        if self._ended():
+            raise _NotBegunError
+
     def _wait(self, future: Future[UploadedPart]) -> UploadedPart:
         with self._group.condition:
             self._group.wait_for(future.done)
@@ -356,6 +365,10 @@ class FileUploader:
     def _give_up(self, upload: Upload) -> None:
         self._store.abort(upload)
         self._state.unpark(upload.key)
+
+
+class _NotBegunError(Exception):
+    """The window had ended before a part was begun."""
 
 
 class _SourceGoneError(StoreError):
