@@ -16,6 +16,7 @@ import pytest
 from backhaul.formats import catalog
 from backhaul.model.location import Location
 from backhaul.operations.journal import STATE_VARIABLE
+from backhaul.operations.mirror import apply as apply_module
 from backhaul.operations.mirror.apply import ApplyOptions
 from backhaul.operations.mirror.plan import PlanOptions
 from backhaul.operations.mirror.restore import pull_mirror, recycler
@@ -89,6 +90,7 @@ def test_a_month_of_nights(
     mirror = f"s3://{bucket}/mirror"
     backups = BackupSet(tmp_path / "backups", rng)
     directory = str(backups.directory)
+    monkeypatch.setattr(apply_module, "MOST_SKEW", 10.0**9)  # the nights are simulated
     real_store = open_module.bare_store
     fuse = Fuse()
 

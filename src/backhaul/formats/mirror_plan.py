@@ -35,8 +35,8 @@ class PlanHead(msgspec.Struct, frozen=True, kw_only=True):
         root: the copy that it is for.
         source: where the tree comes from.
         record: the mirror's page as it was; None for a new mirror.
-        mounts: file systems below the directory.
         options: how it was compared, for people.
+        exclude: patterns of names that were left alone.
     """
 
     id: str
@@ -47,15 +47,16 @@ class PlanHead(msgspec.Struct, frozen=True, kw_only=True):
     root: str = ""
     source: SourceRecord
     record: MirrorRecord | None = None
-    mounts: dict[str, str] = {}
     options: dict[str, Any] = {}
+    exclude: tuple[str, ...] = ()
 
 
 class PlanTail(msgspec.Struct, frozen=True, kw_only=True):
-    """What came of it: approved if nothing was refused."""
+    """What came of it: approved if nothing was refused. ``mounts`` are the file systems below the directory."""
 
     totals: Totals
     refusals: tuple[Refusal, ...] = ()
+    mounts: dict[str, str] = {}
 
 
 class PlanWriter:

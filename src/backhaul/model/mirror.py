@@ -154,7 +154,10 @@ class MirrorRecord(msgspec.Struct, frozen=True, kw_only=True):
         root: the prefix under which the copy lies that counts; empty but after a start over.
         source: where it comes from.
         building: a second copy in the making.
-        finished: when a run last left the mirror complete (ISO, UTC); empty if none did.
+        finished: when a run last left nothing to be done (ISO, UTC); empty if none did.
+        revision: counts the runs that changed anything.
+        mounts: file systems below the directory, by path.
+        exclude: the patterns of names that the last run left alone.
     """
 
     id: str
@@ -163,6 +166,9 @@ class MirrorRecord(msgspec.Struct, frozen=True, kw_only=True):
     source: SourceRecord
     building: Building | None = None
     finished: str = ""
+    revision: int = 0
+    mounts: dict[str, str] = {}
+    exclude: tuple[str, ...] = ()
 
 
 class Count(msgspec.Struct):

@@ -31,6 +31,8 @@ class WorkerPool:
         future: Future[T] = Future()
         with self._group.condition:
             self._group.check()
+            if self._closed:
+                raise RuntimeError("the pool is closed")
             self._waiting.append((work, future))
             self._group.condition.notify_all()
         return future

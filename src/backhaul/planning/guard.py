@@ -54,6 +54,7 @@ def judge(
     vanished_mounts: Sequence[str] = (),
     accept_source: bool = False,
     allow_empty: bool = False,
+    counts_live: int | None = None,
 ) -> tuple[Refusal, ...]:
     """Return why the plan must not be applied; nothing if it may be.
 
@@ -68,10 +69,14 @@ def judge(
         vanished_mounts: directories that were file systems of their own, and are not any more.
         accept_source: the operator says that another source is right.
         allow_empty: the operator says that an empty source is right.
+        counts_live: files of the copy that counts, while another one is built beside it; None else.
     """
     refusals = []
     shown = tuple(deletes)
-    gone, recycled = totals.of(TOMBSTONE).files, totals.of(RECYCLE).files
+    gone, recycled, live = totals.of(TOMBSTONE).files, totals.of(RECYCLE).files, totals.live.files
+    if counts_live is not None:
+        # The new copy is to take that one's place: what is missing here then is as good as deleted.
+        gone, live = max(gone, counts_live - totals.local.files), counts_live
     if sentinel_missing:
         refusals.append(
             Refusal(
@@ -105,22 +110,22 @@ def judge(
         )
         for mount in vanished_mounts
     ]
-    if totals.local.files == 0 and totals.live.files > 0 and not allow_empty:
+    if totals.local.files == 0 and live > 0 and not allow_empty:
         refusals.append(
             Refusal(
                 f"{directory} is empty",
-                f"the mirror holds {totals.live.files} files of it",
+                f"the mirror holds {live} files of it",
                 "Mount the disk, or correct the path. If it is to be empty: --allow-empty.",
                 shown,
             )
         )
-    limit = max_delete.limit(totals.live.files)
+    limit = max_delete.limit(live)
     for count, words in ((gone, "are gone here"), (recycled, "would be deleted from the recycler")):
         if count > limit:
             refusals.append(
                 Refusal(
                     f"Too much would be deleted: {count} files {words}",
-                    f"at most {limit} of {totals.live.files} may be (--max-delete)",
+                    f"at most {limit} of {live} may be (--max-delete)",
                     f"Look at the names. If that is right: --max-delete {count}, for this once.",
                     shown,
                 )

@@ -21,6 +21,7 @@ no      no      yes      left alone: not the mirror's
 from __future__ import annotations
 
 import datetime as dt
+import re
 from collections.abc import Callable, Iterator
 from fnmatch import fnmatchcase
 from functools import lru_cache
@@ -69,6 +70,8 @@ class Rules(msgspec.Struct, frozen=True, kw_only=True):
         root: the prefix of the copy.
         prefix: the mirror's own prefix in its bucket, for the length of keys.
         unsafe_names: characters that the store does not keep.
+        own_names: a pattern (re) of names that the store keeps for itself; empty for none.
+        created: when the mirror was made; what is gone since before that has a date that can't be right.
         exclude: patterns of names that are not looked at, here or there.
     """
 
@@ -79,6 +82,8 @@ class Rules(msgspec.Struct, frozen=True, kw_only=True):
     root: str = ""
     prefix: str = ""
     unsafe_names: str = ""
+    own_names: str = ""
+    created: str = ""
     exclude: tuple[str, ...] = ()
 
 
@@ -130,6 +135,8 @@ def name_problem(key: str, rules: Rules) -> str:
     unsafe = [character for character in rules.unsafe_names if character in key]
     if unsafe:
         return f"its name holds {unsafe[0]!r}, which the store does not keep"
+    if rules.own_names and re.search(rules.own_names, key):
+        return "its name is one that the store uses for files in the making"
     return ""
 
 
@@ -169,7 +176,7 @@ def diff(
     Keys of entries and objects are relative to the copy's root, as those of the tree are.
     """
     is_excluded = excluded(rules.exclude)
-    end = b"\xff" * 8  # behind every UTF-8 key
+    end = b"\xff" * 5000  # behind every name: paths have 4,096 bytes at most
     none: tuple[bytes, None] = (end, None)
     here_place, here = next(local, none)
     known_place, entry = next(known, none)
@@ -282,18 +289,19 @@ def _absent(record: Entry, thing: StoredObject | None, rules: Rules, totals: Tot
     elif record.etag != thing.etag:
         totals.foreign.add(thing.size)
         yield Change(FORGET, key, "gone here, and another object has its name: left alone", None, record)
-    elif rules.recycle_after is None or not _old_enough(record.gone, rules):
+    elif not old_enough(record.gone, rules):
         totals.waiting.add(record.size)
     else:
         yield Change(RECYCLE, key, f"gone since {record.gone}", None, record, thing)
 
 
-def _old_enough(gone: str, rules: Rules) -> bool:
-    assert rules.recycle_after is not None
+def old_enough(gone: str, rules: Rules) -> bool:
+    """Tell whether what is gone since then is to be deleted; a date that can't be right never deletes anything."""
+    if rules.recycle_after is None:
+        return False
     try:
         since = dt.datetime.fromisoformat(gone)
-    except ValueError:
-        return False  # a record that can't be read never deletes anything
-    if since.tzinfo is None:
+        created = dt.datetime.fromisoformat(rules.created) if rules.created else since
+        return since >= created and (rules.now - since).total_seconds() >= rules.recycle_after
+    except (ValueError, TypeError):
         return False
-    return (rules.now - since).total_seconds() >= rules.recycle_after

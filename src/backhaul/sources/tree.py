@@ -9,7 +9,9 @@ import base64
 import contextlib
 import os
 import stat
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+
+import msgspec
 
 from backhaul.errors import SourceError
 from backhaul.formats.file_names import is_text
@@ -22,6 +24,9 @@ _SPECIAL = {
     stat.S_IFBLK: "a block device",
     stat.S_IFCHR: "a character device",
 }
+_BY_UUID = "/dev/disk/by-uuid"
+# Longer names can't be keys; and the walk goes as deep as it is nested.
+_DEEPEST = 1024
 _KINDS = {stat.S_IFDIR: DIRECTORY, stat.S_IFLNK: SYMLINK, stat.S_IFREG: FILE}
 # Extended attributes that say something of the file, and not of the machine that it is on.
 _XATTRS = ("user.", "security.capability", "system.posix_acl_access", "system.posix_acl_default", "trusted.")
@@ -40,6 +45,12 @@ def file_system_of(path: str) -> str:
     """
     identity = os.statvfs(path).f_fsid
     kind, source = _mount_of(path)
+    # (XFS gives the device's number for an id, which may be another one after a reboot.)
+    with contextlib.suppress(OSError):
+        device = os.path.realpath(source)
+        for name in os.listdir(_BY_UUID):
+            if os.path.realpath(os.path.join(_BY_UUID, name)) == device:
+                return f"{kind} {name}"
     # Some file systems of the network have no id: what is mounted tells them apart then.
     return f"{kind} {identity:x}" if identity else f"{kind} {source}"
 
@@ -104,9 +115,8 @@ class Tree:
         try:
             with os.scandir(os.path.join(self.path, prefix)) as entries:
                 for entry in entries:
-                    file = self._look(entry, prefix + entry.name)
-                    if file is not None:
-                        found.append((sort_key(file.key, file.kind, order), file))
+                    for file in self._look(entry, prefix + entry.name):
+                        found.append((sort_key(file.key, file.kind, order), file))  # noqa: PERF401 - it may raise
         except OSError as error:
             if not prefix:
                 raise SourceError(
@@ -128,6 +138,14 @@ class Tree:
             if file.identity.device != device:
                 with contextlib.suppress(OSError):
                     self.mounts[file.key] = file_system_of(os.path.join(self.path, file.key))
+            if len(file.key) > _DEEPEST:
+                yield (
+                    sort_key(file.key, UNREADABLE, order),
+                    msgspec.structs.replace(
+                        file, kind=UNREADABLE, detail="directory: its path is too long for names below it"
+                    ),
+                )
+                continue
             inside = self._walk(f"{file.key}/", file.identity.device, order)
             first = next(inside, None)
             if first is not None and first[1].kind == UNREADABLE and first[1].key == file.key:
@@ -138,14 +156,18 @@ class Tree:
                 yield first
             yield from inside
 
-    def _look(self, entry: os.DirEntry[str], key: str) -> LocalFile | None:
+    def _look(self, entry: os.DirEntry[str], key: str) -> Sequence[LocalFile]:
         try:
             status = entry.stat(follow_symlinks=False)
         except FileNotFoundError:
-            return None  # removed since the directory was read
+            return ()  # removed since the directory was read
         except OSError as error:
-            nothing = FileIdentity(0, 0, 0, 0, 0)
-            return LocalFile(key=key, kind=SPECIAL, identity=nothing, detail=f"unreadable ({error.strerror})")
+            # Whether it is a file or a directory is not known: neither it nor what is below it is gone.
+            nothing, why = FileIdentity(0, 0, 0, 0, 0), error.strerror or str(error)
+            return [
+                LocalFile(key=key, kind=SPECIAL, identity=nothing, detail=f"unreadable ({why})"),
+                LocalFile(key=key, kind=UNREADABLE, identity=nothing, detail=why),
+            ]
         kind = _KINDS.get(stat.S_IFMT(status.st_mode), SPECIAL)
         detail = ""
         if kind == SPECIAL:
@@ -153,17 +175,7 @@ class Tree:
         elif kind == SYMLINK:
             with contextlib.suppress(OSError):
                 detail = os.readlink(entry.path)  # noqa: PTH115 - names may be any bytes
-        return LocalFile(
-            key=key,
-            kind=kind,
-            identity=identity_of(status),
-            mode=stat.S_IMODE(status.st_mode),
-            uid=status.st_uid,
-            gid=status.st_gid,
-            links=status.st_nlink,
-            allocated=status.st_blocks * 512,
-            detail=detail,
-        )
+        return (_file(key, kind, status, detail),)
 
     def look(self, key: str) -> LocalFile | None:
         """Return what has that name now, or None."""
@@ -172,16 +184,7 @@ class Tree:
         except OSError:
             return None
         kind = _KINDS.get(stat.S_IFMT(status.st_mode), SPECIAL)
-        return LocalFile(
-            key=key,
-            kind=kind,
-            identity=identity_of(status),
-            mode=stat.S_IMODE(status.st_mode),
-            uid=status.st_uid,
-            gid=status.st_gid,
-            links=status.st_nlink,
-            allocated=status.st_blocks * 512,
-        )
+        return _file(key, kind, status, "")
 
     def open(self, key: str) -> OpenFile:
         """Open a file for reading.
@@ -190,6 +193,20 @@ class Tree:
             OSError: it can't be, or is a symlink.
         """
         return OpenFile(os.path.join(self.path, key))
+
+
+def _file(key: str, kind: str, status: os.stat_result, detail: str) -> LocalFile:
+    return LocalFile(
+        key=key,
+        kind=kind,
+        identity=identity_of(status),
+        mode=stat.S_IMODE(status.st_mode),
+        uid=status.st_uid,
+        gid=status.st_gid,
+        links=status.st_nlink,
+        allocated=status.st_blocks * 512,
+        detail=detail,
+    )
 
 
 class OpenFile:

@@ -11,6 +11,7 @@ from __future__ import annotations
 import datetime as dt
 import errno
 import os
+import re
 import secrets
 import shutil
 import stat
@@ -33,6 +34,8 @@ from backhaul.stores.base import Kind, PartRules
 from backhaul.stores.body import Body, PartBody
 
 _PARTIAL = ".partial"
+# Names of files in the making, as a pattern of whole keys.
+OWN_NAMES = r"(?:^|/)\.[^/]+\.[0-9a-f]{12}\.partial$"
 _REFUSALS = {errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR}
 _FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 
@@ -168,7 +171,7 @@ class LocalStore:
     def unfinished(self) -> Iterator[UnfinishedUpload]:
         """See ``Store.unfinished``."""
         for path, status in self._walk():
-            if path.name.startswith(".") and path.name.endswith(_PARTIAL):
+            if re.search(OWN_NAMES, path.name):
                 name = path.name[1 : -len(_PARTIAL)].rpartition(".")[0]
                 yield UnfinishedUpload(
                     upload=Upload(key=self._key(path.with_name(name)), token=str(path)),
@@ -217,7 +220,7 @@ class LocalStore:
     def list(self, prefix: str = "", *, after: str = "", until: str | None = None) -> Iterator[StoredObject]:
         """See ``Store.list``."""
         for path, status in self._walk():
-            if not (path.name.startswith(".") and path.name.endswith(_PARTIAL)):
+            if not re.search(OWN_NAMES, path.name):
                 key = self._key(path)
                 if key.startswith(prefix) and key > after and (until is None or key <= until):
                     yield self._object(path, status)

@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import contextlib
 import datetime as dt
+import errno
 import threading
 import time
 from array import array
@@ -35,6 +36,7 @@ from backhaul.errors import (
 from backhaul.formats import catalog
 from backhaul.formats.file_names import shown
 from backhaul.formats.mirror_plan import PlanReader
+from backhaul.formats.quantities import format_duration
 from backhaul.model.mirror import (
     DELTA,
     FILE,
@@ -72,8 +74,10 @@ _LARGE_AT_ONCE = 2
 # The catalog is published this often while files are sent: what is lost with this host is looked at again.
 _PUBLISH_EVERY = 60.0
 _NAMES_SAID = 1000
-# Uploads below the mirror that no run knows of are given up after so many seconds without a sign of life.
-ABANDONED_AFTER = 86400.0
+# Hashes of files are remembered for so many seconds; a file that is older is then read once more.
+_HASHES_KEPT = 400 * 86400.0
+# So many seconds may this host's clock and the store's be apart for anything to be deleted.
+MOST_SKEW = 86400.0
 # Of these the next file would fail, too.
 _FATAL = (StoreUnavailableError, StoreRefusedError, StoreFullError, ConfigurationError)
 
@@ -118,6 +122,7 @@ class Applier:
         progress: counters to keep up to date.
         now: the clock that records take times from.
         clock: monotonic seconds, for the window.
+        began: when the window began by that clock; None for now.
     """
 
     def __init__(
@@ -132,13 +137,15 @@ class Applier:
         progress: MirrorProgress,
         now: Callable[[], dt.datetime],
         clock: Callable[[], float] = time.monotonic,
+        began: float | None = None,
     ) -> None:
         if options.first not in ORDERS:
             raise UsageError(f"{options.first!r} is no order", "known are " + ", ".join(ORDERS), "")
         assert not plan.tail.refusals
         self._plan, self._tree, self._store, self._records, self._state = plan, tree, store, records, state
         self._group, self._options, self._progress, self._now, self._clock = group, options, progress, now, clock
-        self._deadline = clock() + options.length if options.length is not None else None
+        began = clock() if began is None else began
+        self._deadline = began + options.length if options.length is not None else None
         self._lock = threading.Lock()
         self._fatal: BaseException | None = None
         self._sent, self._renamed, self._composed = Count(), Count(), Count()
@@ -170,9 +177,9 @@ class Applier:
         switched = False
         self._begin()
         try:
+            self._retire_older()
             self._note_records()
             self._send_all()
-            self._copy_links()
         finally:
             self._publish_at_end()
         if self._fatal is not None:
@@ -181,14 +188,15 @@ class Applier:
         self._recycle(clean=clean)
         building = self._is_building()
         if clean:
-            if building and not self._skipped_count:
+            if building:
                 self._switch()
                 switched = True
             self._forget_parked()
+            self._records.settle_signatures()
             self._records.publish()
-            self._records.drop_unused_signatures()
             self._records.compact()
-            self._finish()
+            self._state.prune(_HASHES_KEPT)
+        self._finish(clean=clean)
         return self._result(time.monotonic() - began, building=building, switched=switched)
 
     # -- 1 -----------------------------------------------------------------------------------------------
@@ -199,12 +207,13 @@ class Applier:
         if record is None:
             record = MirrorRecord(id=new_id(), created=iso(self._now()), source=head.source)
             self._records.write_record(record)
-        changed = msgspec.structs.replace(record, source=head.source)
+        changed = msgspec.structs.replace(
+            record, source=head.source, mounts=self._plan.tail.mounts, exclude=head.exclude
+        )
         if head.root != record.root and record.building is None:
             changed = msgspec.structs.replace(changed, building=Building(root=head.root, since=iso(self._now())))
         if changed != record:
             self._records.write_record(changed)
-        self._state.set("mounts", msgspec.json.encode(head.mounts or self._tree.mounts).decode())
 
     def _is_building(self) -> bool:
         record = self._records.record
@@ -255,13 +264,9 @@ class Applier:
         options = self._options
         self._progress.phase = "sending"
         self._progress.total = self._plan.tail.totals.to_send
-        order = self._order()
-        first = next(order, None)
-        if first is None:
-            return
+        self._pool = WorkerPool(self._group, options.streams, "send")
         limits = self._store.profile.limits
         self._part_size = max(limits.min_part, min(PART_SIZE, self._store.parts().layout.largest))
-        pool = WorkerPool(self._group, options.streams, "send")
         self._uploader = FileUploader(
             self._tree,
             self._store,
@@ -269,18 +274,18 @@ class Applier:
             self._records,
             self._root,
             group=self._group,
-            pool=pool,
+            pool=self._pool,
             budget=BufferBudget(self._group, _budget(options, self._part_size)),
             ended=self._ended,
             on_sent=self._progress.add_sent,
         )
-        pending = _Pending(first, order)
+        pending = self._order()
         large = threading.Semaphore(_LARGE_AT_ONCE)
 
         def drive() -> None:
             while True:
                 with self._lock:
-                    position = pending.next()
+                    position = next(pending, None)
                     if position is None:
                         return
                     action = self._plan.action_at(position)
@@ -304,8 +309,9 @@ class Applier:
                 self._group.condition.wait(0.5)
                 if self._clock() - self._published > _PUBLISH_EVERY:
                     self._publish_now()
-        pool.close()
         self._group.check()
+        self._copy_links()
+        self._pool.close()
 
     def _publish_now(self) -> None:
         self._published = self._clock()
@@ -342,6 +348,9 @@ class Applier:
         except ParkedError as parked:
             self._leave(action.size, parked.left)
         except _FATAL as error:
+            if _in_the_way(error):
+                self._fail(action.key, f"{error.what}: {error.why}; something else of the mirror is in its way")
+                return
             with self._lock:
                 self._fatal = self._fatal or error
         except FileNotFoundError:
@@ -393,17 +402,21 @@ class Applier:
 
     def _recycle(self, *, clean: bool) -> None:
         order = self._records.order
+        checked = False
         for _, action in self._plan.actions():
             if action.kind != RECYCLE:
                 continue
+            if clean and not checked:
+                checked, clean = True, self._clock_is_right()
             if not clean or self._ended():
                 self._held.add(action.size)
                 continue
             key = action.key if action.source else self._root + action.key
             known = self._state.entry(key, FILE, order)
-            if known is None or not known.gone or known.etag != action.etag:
+            if known is None or known.gone != action.gone or known.etag != action.etag:
                 continue
-            if not action.source and self._tree.look(action.key) is not None:
+            here = self._tree.look(action.key) if not action.source else None
+            if here is not None and here.kind == FILE:
                 continue  # it is back: the next run takes its tombstone off
             try:
                 self._store.delete(key, etag=action.etag)
@@ -435,34 +448,62 @@ class Applier:
                 )
         self._records.publish()
         self._records.write_record(msgspec.structs.replace(record, root=self._root, building=None))
+        self._retire_older()
+        self._remarks.append("the new copy is whole and counts from now on; the old one is in the recycler")
+
+    def _retire_older(self) -> None:
+        """Give tombstones to what is left of copies that do not count any more."""
+        record, order = self._records.record, self._records.order
+        if record is None or record.building is not None:
+            return
         gone = iso(self._now())
-        old = [entry for _, entry in self._state.entries("", order) if not _in_copy(entry.key, self._root)]
+        # (Without copies below the plain names there is nothing to look for.)
+        places = self._state.entries("" if record.root else catalog.COPIES, order)
+        old = [
+            entry
+            for _, entry in places
+            if not _in_copy(entry.key, record.root) and (entry.kind != FILE or not entry.gone)
+        ]
         with self._state.together():
             for entry in old:
                 if entry.kind != FILE:
                     self._state.put(msgspec.structs.replace(entry, dropped=True), order)
-                elif not entry.gone:
+                else:
                     self._state.put(msgspec.structs.replace(entry, gone=gone), order)
-        self._remarks.append("the new copy is whole and counts from now on; the old one is in the recycler")
+
+    def _clock_is_right(self) -> bool:
+        """Tell whether the store has about the same time: a clock that jumped must not empty the recycler."""
+        record = self._records.record
+        assert record is not None
+        self._records.write_record(msgspec.structs.replace(record, revision=record.revision + 1))
+        stored = self._store.stat(catalog.RECORD)
+        skew = abs((self._now() - stored.modified).total_seconds()) if stored is not None else MOST_SKEW + 1
+        if skew > MOST_SKEW:
+            self._remarks.append(
+                f"nothing was deleted: this host's clock and the store's are {format_duration(skew)} apart"
+            )
+        return skew <= MOST_SKEW
 
     def _forget_parked(self) -> None:
-        """Abort uploads of files that are gone or are in the mirror by now, and such as nobody knows of any more.
-
-        (A death between the begin of an upload and its note leaves one.) Each is looked at again the next time.
-        """
+        """Abort uploads of files that are gone or are in the mirror by now, and those whose begin was never noted."""
         with contextlib.suppress(StoreError):
             for upload, _ in self._state.all_parked():
                 self._store.abort(upload)
                 self._state.unpark(upload.key)
-            for left in self._store.unfinished():
-                if (self._now() - left.last_activity).total_seconds() > ABANDONED_AFTER:
-                    self._store.abort(left.upload)
+            begun = self._state.begun()
+            if begun:
+                for left in list(self._store.unfinished()):
+                    if left.upload.key in begun:
+                        self._store.abort(left.upload)
+                self._state.forget_begun()
 
-    def _finish(self) -> None:
+    def _finish(self, *, clean: bool) -> None:
+        """Note that a run was here: plans that were made before it are stale."""
         record = self._records.record
         assert record is not None
-        if not self._skipped_count:
-            self._records.write_record(msgspec.structs.replace(record, finished=iso(self._now())))
+        finished = iso(self._now()) if clean else record.finished
+        self._records.publish()
+        self._records.write_record(msgspec.structs.replace(record, finished=finished, revision=record.revision + 1))
 
     # -- what there is to say ----------------------------------------------------------------------------
 
@@ -489,7 +530,7 @@ class Applier:
         state = "cut" if self._left.files else "complete"
         if state == "complete" and (self._skipped_count or self._failed_count):
             state = "incomplete"
-        moved = self._sent_bytes + self._reused
+        moved = max(self._progress.sent, self._sent_bytes + self._reused)
         return MirrorResult(
             mirror=head.mirror,
             directory=head.directory,
@@ -525,21 +566,6 @@ class Applier:
         )
 
 
-class _Pending:
-    """Positions that are still to be done."""
-
-    def __init__(self, first: int, rest: Iterator[int]) -> None:
-        self._first: int | None = first
-        self._rest = rest
-
-    def next(self) -> int | None:
-        """Return the next one, or None."""
-        if self._first is not None:
-            first, self._first = self._first, None
-            return first
-        return next(self._rest, None)
-
-
 def _of_this_plan(action: Action) -> bool:
     """Tell whether what is copied is sent by the same plan."""
     return action.kind == RENAME and not action.source_etag
@@ -547,3 +573,9 @@ def _of_this_plan(action: Action) -> bool:
 
 def _in_copy(key: str, root: str) -> bool:
     return key.startswith(root) if root else not key.startswith(catalog.DIRECTORY)
+
+
+def _in_the_way(error: BackhaulError) -> bool:
+    """Tell whether a disk refused a name since a file is where a directory should be, or the other way about."""
+    cause = error.__cause__
+    return isinstance(cause, OSError) and cause.errno in (errno.ENOTDIR, errno.EISDIR, errno.ENAMETOOLONG)

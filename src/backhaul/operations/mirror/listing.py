@@ -42,8 +42,12 @@ def listing(store: Store, state: MirrorState, root: str, group: Supervisor) -> I
         _Range(group, store.list(root, after=after, until=until))
         for after, until in zip(["", *borders], [*borders, None], strict=True)
     ]
-    for one in pages:
-        yield from one
+    try:
+        for one in pages:
+            yield from one
+    finally:
+        for one in pages:
+            one.close()
 
 
 class _Range:
@@ -53,19 +57,27 @@ class _Range:
         self._group = group
         self._objects = objects
         self._pages: deque[list[StoredObject]] = deque()
-        self._done = False
+        self._done = self._closed = False
         group.start(self._list, "list")
 
     def _list(self) -> None:
         condition = self._group.condition
         while page := list(itertools.islice(self._objects, _PAGE)):
             with condition:
-                self._group.wait_for(lambda: len(self._pages) < _PAGES_AHEAD)
+                self._group.wait_for(lambda: len(self._pages) < _PAGES_AHEAD or self._closed)
+                if self._closed:
+                    return
                 self._pages.append(page)
                 condition.notify_all()
         with condition:
             self._done = True
             condition.notify_all()
+
+    def close(self) -> None:
+        """Let the thread end: nobody takes any more."""
+        with self._group.condition:
+            self._closed = True
+            self._group.condition.notify_all()
 
     def __iter__(self) -> Iterator[StoredObject]:
         condition = self._group.condition

@@ -7,8 +7,7 @@ mirror already under another name, or most of it in pieces. Files are read for t
 from __future__ import annotations
 
 import datetime as dt
-import json
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import msgspec
 
@@ -52,9 +51,11 @@ from backhaul.planning.mirror_diff import (
     Rules,
     diff,
     in_order,
+    old_enough,
 )
 from backhaul.sources.tree import Tree
 from backhaul.stores.base import COPY_LIMIT, Store
+from backhaul.stores.local import OWN_NAMES
 from backhaul.stores.multipart import multipart_etag
 from backhaul.transforms.digest import encode_crc64nvme
 
@@ -108,7 +109,7 @@ class Planner:
         group: whose threads list, and whose stop ends the planning.
         options: how.
         now: the time (aware).
-        progress: told the names that were looked at.
+        ended: whether the window has ended: nothing is looked into any more then.
     """
 
     def __init__(
@@ -120,6 +121,7 @@ class Planner:
         group: Supervisor,
         options: PlanOptions,
         now: dt.datetime,
+        ended: Callable[[], bool] = lambda: False,
     ) -> None:
         if options.compare not in COMPARISONS:
             raise UsageError(f"{options.compare!r} is no comparison", "known are " + ", ".join(COMPARISONS), "")
@@ -130,6 +132,7 @@ class Planner:
         self._group = group
         self._options = options
         self._now = now
+        self._ended = ended
         self.reader = ContentReader(tree, state, check=group.check)
         self.totals = Totals()
         self._deletes: list[str] = []
@@ -153,8 +156,8 @@ class Planner:
             options={
                 "compare": self._options.compare,
                 "recycle_after": self._options.recycle_after,
-                "exclude": list(self._options.exclude),
             },
+            exclude=self._options.exclude,
         )
 
     def _root(self, record: MirrorRecord | None) -> str:
@@ -183,6 +186,8 @@ class Planner:
             root=head.root,
             prefix=prefix,
             unsafe_names=self._store.profile.unsafe_names,
+            own_names=OWN_NAMES if self._store.profile.name == "local" else "",
+            created=head.record.created if head.record is not None else "",
             exclude=options.exclude,
         )
         self._root_now = head.root
@@ -195,9 +200,9 @@ class Planner:
             self._group.check()
             for action in self._resolved(change):
                 self._add(writer, action)
-        self._retired(writer, head)
+        self._retired(writer, head, rules)
         record = head.record
-        before = json.loads(self._state.get("mounts") or "{}")
+        before = record.mounts if record is not None else {}
         tail = PlanTail(
             totals=self.totals,
             refusals=judge(
@@ -213,7 +218,9 @@ class Planner:
                 else (),
                 accept_source=options.accept_source,
                 allow_empty=options.allow_empty,
+                counts_live=self._counting_copy(record, head.root),
             ),
+            mounts=self._tree.mounts,
         )
         writer.finish(tail)
         return tail
@@ -226,17 +233,22 @@ class Planner:
             if root or not entry.key.startswith(catalog.DIRECTORY):
                 yield place, entry
 
-    def _retired(self, writer: PlanWriter, head: PlanHead) -> None:
+    def _counting_copy(self, record: MirrorRecord | None, root: str) -> int | None:
+        """Return how many files the copy that counts has, while another one is built; None else."""
+        if record is None or record.root == root:
+            return None
+        return sum(entry.kind == FILE and not entry.gone for _, entry in self._known(record.root, self._records.order))
+
+    def _retired(self, writer: PlanWriter, head: PlanHead, rules: Rules) -> None:
         """Recycle what is left of older copies. (Conditional deletes tell whether they are still the same.)"""
-        record, options = head.record, self._options
+        record = head.record
         if record is None or record.building is not None or head.root != record.root:
             return
         for entry in self._state.tombstones():
             older = entry.key.startswith(catalog.COPIES) if not record.root else not entry.key.startswith(record.root)
             if not older:
                 continue
-            since = dt.datetime.fromisoformat(entry.gone)
-            if options.recycle_after is None or (self._now - since).total_seconds() < options.recycle_after:
+            if not old_enough(entry.gone, rules):
                 self.totals.waiting.add(entry.size)
                 continue
             reason = f"an older copy, replaced on {entry.gone}"
@@ -394,7 +406,7 @@ class Planner:
                     source=first,
                     source_size=size,
                 )
-        if self._fresh:
+        if self._fresh or self._ended():
             return None
         if not self._store.profile.part_copies and self._store.profile.name != "local":
             return None

@@ -48,6 +48,7 @@ class Records:
         self._highest = 0
         self._outdated: list[str] = []
         self.bytes_sent = 0
+        self.remarks: list[str] = []
 
     def load(self) -> MirrorRecord | None:
         """Bring the local state up to the mirror's catalog; return the mirror's page, None for a new mirror.
@@ -88,11 +89,12 @@ class Records:
             data = read_object(self._store, names[name])
             try:
                 lines = zstandard.ZstdDecompressor().decompressobj().decompress(data)
-            except zstandard.ZstdError as error:
-                raise FormatError(f"{key} can't be read", str(error), "Start over: --anew.") from error
-            with self._state.together():
-                self._state.take(catalog.decode_entries(lines), self.order)
-                self._state.took_segment(key, names[name].etag or "")
+                with self._state.together():
+                    self._state.take(catalog.decode_entries(lines), self.order)
+                    self._state.took_segment(key, names[name].etag or "")
+            except (zstandard.ZstdError, FormatError) as error:
+                # What it said is looked at again, object by object; what it said of tombstones is lost.
+                self.remarks.append(f"{key} can't be read ({error}): what it said is found out again")
 
     def load_signatures(self) -> None:
         """Fetch the signatures that the mirror has and this host does not know."""
@@ -151,12 +153,15 @@ class Records:
             self._state.was_published(mark)
 
     def compact(self) -> None:
-        """Write the catalog anew where it has many segments, and drop the old ones."""
+        """Write the catalog anew where it has many segments, or one that can't be read, and drop the old ones."""
         count, _ = catalog.that_count(
             name for key in self._state.segments() if (name := catalog.parse_segment(key)) is not None
         )
-        if sum(not name.pieces for name in count) > MOST_SEGMENTS:
+        if sum(not name.pieces for name in count) > MOST_SEGMENTS or self.remarks:
             number = self._highest + 1
+            # The number is taken by a segment of its own first: another run that wants it ends there.
+            self._write_segment(SegmentName(number), b"")
+            count = [*count, SegmentName(number)]
             pieces = max(1, -(-self._state.count() // SEGMENT_LINES))
             entries = (entry for _, entry in self._state.entries("", self.order))
             for piece in range(1, pieces + 1):
@@ -169,12 +174,15 @@ class Records:
             self._state.drop_segment(key)
         self._outdated = []
 
-    def drop_unused_signatures(self) -> None:
-        """Delete the signatures of contents that no object of the mirror has any more."""
-        for digest in self._state.signatures():
+    def settle_signatures(self) -> None:
+        """Write the signatures that only this host has, and delete those of contents that no object has any more."""
+        for digest, published in self._state.signatures().items():
             if not self._state.with_content(digest, ""):
-                self._store.delete(catalog.SIGNATURES + digest)
+                if published:
+                    self._store.delete(catalog.SIGNATURES + digest)
                 self._state.drop_signature(digest)
+            elif not published and (signature := self._state.signature(digest)) is not None:
+                self.publish_signature(digest, signature)
 
     def _write_segment(self, name: SegmentName, lines: bytes) -> None:
         key = catalog.segment_key(name)

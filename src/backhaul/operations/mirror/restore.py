@@ -65,8 +65,21 @@ class MirrorReader:
                 yield entry
 
     def name(self, entry: Entry) -> str:
-        """Return a file's name, relative to the directory."""
-        return entry.key[len(self.root) :]
+        """Return a file's name, relative to the directory; also of a file of an older copy."""
+        return _copy_of(entry.key)[1]
+
+    def tombstones(self) -> list[Entry]:
+        """Return what is gone and still there, of this copy and of older ones; of each name the last to go."""
+        listed = {thing.key: thing.etag for thing in self.store.list()}
+        last: dict[str, Entry] = {}
+        for entry in sorted(self.state.tombstones(), key=lambda entry: entry.gone):
+            if listed.get(entry.key) == entry.etag:
+                last[self.name(entry)] = entry
+        if self.record is not None:
+            for _, entry in self.state.entries(self.root, self.records.order):
+                if not entry.gone and _copy_of(entry.key)[0] == self.root:
+                    last.pop(self.name(entry), None)  # it is there
+        return [last[name] for name in sorted(last)]
 
 
 def is_mirror(location_text: str) -> bool:
@@ -93,19 +106,19 @@ def pull_mirror(
     """
     with contextlib.ExitStack() as stack:
         reader = MirrorReader(stack, mirror, patience)
-        return _brought_back(reader, directory, lambda entry: not entry.gone, workers, progress)
+
+        def live() -> Iterator[Entry]:
+            return (entry for entry in reader.entries() if not entry.gone)
+
+        return _brought_back(reader, directory, live, workers, progress)
 
 
 def recycler(mirror: str) -> RecyclerResult:
     """List the files of a mirror that are gone in its directory and still there."""
     with contextlib.ExitStack() as stack:
         reader = MirrorReader(stack, mirror)
-        with reader.group:
-            listed = {entry.key: entry.etag for entry in reader.store.list(reader.root)}
         files = [
-            RecycledFile(name=reader.name(entry), size=entry.size, gone=entry.gone)
-            for entry in reader.entries()
-            if entry.gone and entry.kind == FILE and listed.get(entry.key) == entry.etag
+            RecycledFile(name=reader.name(entry), size=entry.size, gone=entry.gone) for entry in reader.tombstones()
         ]
         return RecyclerResult(mirror=mirror, files=tuple(sorted(files, key=lambda file: (file.gone, file.name))))
 
@@ -127,9 +140,7 @@ def undelete(
         reader = MirrorReader(stack, mirror)
         used = set[str]()
 
-        def chosen(entry: Entry) -> bool:
-            if not entry.gone or entry.kind != FILE:
-                return False
+        def is_chosen(entry: Entry) -> bool:
             name = reader.name(entry)
             fits = [
                 given
@@ -139,21 +150,23 @@ def undelete(
             used.update(fits)
             return bool(fits)
 
-        result = _brought_back(reader, directory, chosen, None, progress)
+        found = [entry for entry in reader.tombstones() if is_chosen(entry)]
+        result = _brought_back(reader, directory, lambda: iter(found), None, progress) if found else None
         unknown = [name for name in names if name not in used]
         if unknown:
             raise BackupNotFoundError(
                 f"{', '.join(unknown)}: nothing of that name is in the recycler of {mirror}",
-                f"{result.files} other files were brought back" if result.files else "nothing was brought back",
+                f"{result.files} other files were brought back" if result is not None else "nothing was brought back",
                 f"List it: backhaul undelete {mirror}",
             )
+        assert result is not None
         return result
 
 
 def _brought_back(
     reader: MirrorReader,
     directory: str,
-    chosen: Callable[[Entry], bool],
+    entries: Callable[[], Iterator[Entry]],
     workers: int | None,
     progress: MirrorProgress | None,
 ) -> MirrorPullResult:
@@ -164,10 +177,10 @@ def _brought_back(
     problems: list[Skipped] = []
     with reader.group:
         target.begin()
-        needed, found = 0, False
-        for entry in reader.entries():
+        needed, found = 0, reader.record is not None
+        for entry in entries():
             found = True
-            if entry.kind == FILE and chosen(entry):
+            if entry.kind == FILE:
                 needed += 0 if target.wants_quietly(entry) is None else entry.size
                 counters.files += 1
                 counters.total += entry.size
@@ -183,20 +196,25 @@ def _brought_back(
         later: list[Entry] = []
 
         def wanted() -> Iterator[Entry]:
-            for entry in reader.entries():
-                if not chosen(entry):
-                    continue
+            for entry in entries():
                 if entry.kind != FILE or target.is_another_name(entry):
                     later.append(entry)
                 else:
                     yield entry
 
         failed = fetch(reader.store, wanted(), target, reader.group, counters, workers=workers)
-        problems += [Skipped(shown(problem.name[len(reader.root) :]), problem.reason) for problem in failed]
+        problems += [Skipped(shown(_copy_of(problem.name)[1]), problem.reason) for problem in failed]
+        # Further names of files whose first name could not be had come as files of their own.
+        own = [entry for entry in later if entry.kind == FILE and not target.has_first_name(entry)]
+        failed = fetch(reader.store, own, target, reader.group, counters, workers=workers)
+        problems += [Skipped(shown(_copy_of(problem.name)[1]), problem.reason) for problem in failed]
+        alone = {entry.key for entry in own}
+        # Symlinks last: nothing that is made may be led elsewhere by one.
+        later.sort(key=lambda entry: (DIRECTORY, FILE, SYMLINK).index(entry.kind))
         for entry in later:
-            target.link_or_make(entry)
-        for entry in reversed([entry for entry in later if entry.kind == DIRECTORY]):
-            target.set_mode(entry)
+            if entry.key not in alone:
+                target.link_or_make(entry)
+        target.set_modes()
         os.sync()
     problems += target.problems
     return MirrorPullResult(
@@ -227,6 +245,8 @@ class _Directory:
         self._position = 0
         self._sparse = False
         self._first_names: dict[str, str] = {}
+        self._good: set[str] = set()
+        self._made: list[Entry] = []
 
     def begin(self, *arguments: object) -> None:
         """Make the directory; or, as a receiver, begin a file."""
@@ -244,8 +264,11 @@ class _Directory:
         """Tell whether a file is a further name of one that came before (a hard link)."""
         if not entry.same_file:
             return False
-        place = f"{entry.same_file} {entry.blake3} {entry.size}"
-        return self._first_names.setdefault(place, entry.key) != entry.key
+        return self._first_names.setdefault(_file_of(entry), entry.key) != entry.key
+
+    def has_first_name(self, entry: Entry) -> bool:
+        """Tell whether the first name of a file that has several is there, with the right content."""
+        return self._first_names.get(_file_of(entry)) in self._good
 
     def wants_quietly(self, entry: Entry) -> int | None:
         """Return as ``wants``, and note nothing."""
@@ -272,6 +295,7 @@ class _Directory:
             return 0
         if stat.S_ISREG(status.st_mode) and (status.st_size, status.st_mtime_ns) == (entry.size, entry.modified):
             self.kept += 1
+            self._good.add(entry.key)
         else:
             self._problem(entry, "another file of that name is there: it was left alone")
         return None
@@ -319,14 +343,14 @@ class _Directory:
             self._set_attributes(entry)
             if entry.size > 1 << 20:
                 os.fdatasync(self._descriptor)
-            os.link(self._partial, path)  # which replaces nothing
-            os.unlink(self._partial)
+            _name_it(self._partial, path)
         except FileExistsError:
             self._problem(entry, "another file of that name came meanwhile: it was left alone")
             os.unlink(self._partial)
         except OSError as error:
             raise self._failure(path, error) from error
         else:
+            self._good.add(entry.key)
             self.files += 1
             self.bytes += entry.size
             self.unverified += not entry.blake3 and entry.crc64nvme is None
@@ -347,7 +371,10 @@ class _Directory:
             self._make_parents(entry)
             if entry.kind == DIRECTORY:
                 with contextlib.suppress(FileExistsError):
-                    os.mkdir(path)
+                    os.mkdir(path, 0o700)
+                if not stat.S_ISDIR(os.lstat(path).st_mode):
+                    raise FileExistsError
+                self._made.append(entry)
                 return
             if entry.kind == SYMLINK:
                 if os.path.islink(path) and os.readlink(path) == entry.target:
@@ -355,8 +382,7 @@ class _Directory:
                     return
                 os.symlink(entry.target, path)
             else:
-                first = self._first_names[f"{entry.same_file} {entry.blake3} {entry.size}"]
-                source = os.path.join(self.path, first[len(self._reader.root) :])
+                source = os.path.join(self.path, _copy_of(self._first_names[_file_of(entry)])[1])
                 if os.path.exists(path) and os.path.samefile(source, path):
                     self.kept += 1
                     return
@@ -369,13 +395,22 @@ class _Directory:
         except OSError as error:
             self._problem(entry, error.strerror or str(error))
 
-    def set_mode(self, entry: Entry) -> None:
-        """Give a directory its permissions and owner, when all that is in it is there."""
-        with contextlib.suppress(OSError, UsageError):
-            path = self._path(entry)
-            if os.geteuid() == 0:
-                os.chown(path, entry.uid, entry.gid)
-            os.chmod(path, entry.mode)
+    def set_modes(self) -> None:
+        """Give directories their permissions and owners, when all that is in them is there; those below first."""
+        for entry in sorted(self._made, key=lambda entry: entry.key, reverse=True):
+            try:
+                descriptor = os.open(self._path(entry), os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
+            except OSError as error:
+                self._problem(entry, error.strerror or str(error))
+                continue
+            try:
+                if os.geteuid() == 0:
+                    os.fchown(descriptor, entry.uid, entry.gid)
+                os.fchmod(descriptor, entry.mode)
+            except OSError as error:
+                self._problem(entry, error.strerror or str(error))
+            finally:
+                os.close(descriptor)
 
     def _set_attributes(self, entry: Entry) -> None:
         descriptor = self._descriptor
@@ -427,6 +462,33 @@ class _Directory:
         return TargetError(
             f"Could not write {path}", error.strerror or str(error), "Make room or mend it, and pull again: it goes on."
         )
+
+
+def _copy_of(key: str) -> tuple[str, str]:
+    """Return the copy that a key lies in, and the name in it."""
+    if not key.startswith(catalog.COPIES):
+        return "", key
+    copy, _, name = key[len(catalog.COPIES) :].partition("/")
+    return f"{catalog.COPIES}{copy}/", name
+
+
+def _file_of(entry: Entry) -> str:
+    """Return what the names of one file have in common."""
+    return f"{entry.same_file} {entry.blake3} {entry.size}"
+
+
+def _name_it(partial: str, path: str) -> None:
+    """Give a file its name, which replaces nothing; without hard links it is looked first."""
+    try:
+        os.link(partial, path)
+    except FileExistsError:
+        raise
+    except OSError:
+        if os.path.lexists(path):
+            raise FileExistsError(path) from None
+        os.rename(partial, path)
+    else:
+        os.unlink(partial)
 
 
 def _entry_of(thing: StoredObject) -> Entry:

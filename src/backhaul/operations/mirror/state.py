@@ -46,6 +46,7 @@ CREATE TABLE files(
 CREATE TABLE signatures(id INTEGER PRIMARY KEY, blake3 BLOB UNIQUE, published INTEGER, data BLOB);
 CREATE TABLE chunks(name BLOB, content INTEGER, at INTEGER, length INTEGER);
 CREATE INDEX chunks_by_name ON chunks(name);
+CREATE TABLE begun(key TEXT PRIMARY KEY, times INTEGER) WITHOUT ROWID;
 CREATE TABLE uploads(key TEXT PRIMARY KEY, token TEXT, plan BLOB) WITHOUT ROWID;
 CREATE TABLE parts(
     key TEXT, number INTEGER, size INTEGER, etag TEXT, crc INTEGER, PRIMARY KEY(key, number)
@@ -106,6 +107,7 @@ class MirrorState:
                 self._path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
                 self._descriptor = self._take_lock(self._path.with_suffix(".lock"), text)
             self._connection = self._open()
+            (self._change,) = self._connection.execute("SELECT COALESCE(MAX(changed), 0) FROM entries").fetchone()
         except (OSError, sqlite3.Error) as error:
             self.close()
             raise ConfigurationError(
@@ -113,8 +115,6 @@ class MirrorState:
                 getattr(error, "strerror", None) or str(error),
                 f"Make its directory writable, make room there, or name another with {STATE_VARIABLE}.",
             ) from error
-        (last,) = self._connection.execute("SELECT COALESCE(MAX(changed), 0) FROM entries").fetchone()
-        self._change = last
 
     @staticmethod
     def _take_lock(path: Path, text: str) -> int:
@@ -132,12 +132,16 @@ class MirrorState:
         if self._path is None:
             return self._prepared(sqlite3.connect("", isolation_level=None, check_same_thread=False))
         try:
+            if self._marker.exists():
+                raise sqlite3.DatabaseError("found when it was last used")
             return self._prepared(sqlite3.connect(self._path, isolation_level=None, check_same_thread=False))
         except sqlite3.DatabaseError as error:
             if isinstance(error, sqlite3.OperationalError):
                 raise  # the disk's fault, not the file's
+            self._marker.unlink(missing_ok=True)
             aside = self._path.with_suffix(f".damaged-{int(time.time())}")
-            os.rename(self._path, aside)
+            with contextlib.suppress(FileNotFoundError):
+                os.rename(self._path, aside)
             for ending in ("-wal", "-shm"):
                 self._path.with_name(self._path.name + ending).unlink(missing_ok=True)
             self.remark = f"what this host knew of the mirror was damaged ({error}): it is read again from the mirror"
@@ -182,8 +186,27 @@ class MirrorState:
             self._connection.execute("COMMIT")
 
     def _run(self, statement: str, values: Iterable[object] = ()) -> sqlite3.Cursor:
-        with self._lock:
-            return self._connection.execute(statement, tuple(values))
+        try:
+            with self._lock:
+                return self._connection.execute(statement, tuple(values))
+        except sqlite3.DatabaseError as error:
+            raise self._unusable(error) from error
+
+    @property
+    def _marker(self) -> Path:
+        assert self._path is not None
+        return self._path.with_suffix(".unusable")
+
+    def _unusable(self, error: sqlite3.DatabaseError) -> ConfigurationError:
+        """Return what to tell of a state that fails in use; a damaged one is set aside the next time."""
+        if self._path is not None and not isinstance(error, sqlite3.OperationalError):
+            with contextlib.suppress(OSError):
+                self._marker.touch()
+        return ConfigurationError(
+            f"The state of the mirror can't be used: {self._path}",
+            str(error),
+            f"Make room on its disk and run again; or name another directory with {STATE_VARIABLE}.",
+        )
 
     # -- words -------------------------------------------------------------------------------------------
 
@@ -428,9 +451,27 @@ class MirrorState:
         rows = self._run("SELECT key, token, plan FROM uploads").fetchall()
         return [(Upload(key=row[0], token=row[1]), msgspec.json.decode(row[2], type=ParkedUpload)) for row in rows]
 
+    def begin(self, key: str) -> None:
+        """Note that an upload is about to be begun: a death before ``park`` leaves one that only this tells of."""
+        self._run("INSERT INTO begun VALUES (?, 1) ON CONFLICT DO UPDATE SET times = times + 1", (key,))
+
+    def begun(self) -> frozenset[str]:
+        """Return the keys of uploads that were begun and never parked."""
+        return frozenset(str(key) for (key,) in self._run("SELECT key FROM begun"))
+
+    def forget_begun(self) -> None:
+        """Forget those: they were looked for and given up."""
+        self._run("DELETE FROM begun")
+
+    def prune(self, age: float) -> None:
+        """Forget hashes of files that were read longer ago than that: they are read again if they are still there."""
+        self._run("DELETE FROM files WHERE seen < ?", (int(time.time() - age),))
+
     def park(self, upload: Upload, plan: ParkedUpload) -> None:
         """Note an upload, before its first part is sent."""
         with self.together():
+            self._run("UPDATE begun SET times = times - 1 WHERE key = ?", (upload.key,))
+            self._run("DELETE FROM begun WHERE times <= 0")
             self._run("DELETE FROM parts WHERE key = ?", (upload.key,))
             self._run(
                 "INSERT OR REPLACE INTO uploads VALUES (?, ?, ?)", (upload.key, upload.token, msgspec.json.encode(plan))

@@ -7,6 +7,7 @@ import datetime as dt
 import fcntl
 import os
 import tempfile
+import time
 from collections.abc import Callable, Iterator
 from typing import BinaryIO
 
@@ -23,7 +24,7 @@ from backhaul.formats.file_names import shown
 from backhaul.formats.mirror_plan import PlanReader, PlanWriter
 from backhaul.formats.timetable import Timetable
 from backhaul.model.location import Location
-from backhaul.model.mirror import RECYCLE, SENDING, TOMBSTONE, PlanSummary, Refusal
+from backhaul.model.mirror import FILE, RECYCLE, SENDING, TOMBSTONE, PlanSummary, Refusal
 from backhaul.model.results import MirrorResult
 from backhaul.operations import memory
 from backhaul.operations.journal import machine, state_directory
@@ -98,11 +99,15 @@ class _Session:
         self.records = Records(self.store, self.state)
         memory.settle_allocator()
 
-    def planner(self, options: PlanOptions, now: dt.datetime) -> Planner:
+    def remarks(self) -> tuple[str, ...]:
+        """Return what there is to say of the records, here and there."""
+        return (*((self.state.remark,) if self.state.remark else ()), *self.records.remarks)
+
+    def planner(self, options: PlanOptions, now: dt.datetime, ended: Callable[[], bool] = lambda: False) -> Planner:
         """Load the records and return a planner; the group's block has been entered."""
         if self.records.load() is None:
             _refuse_series(self.store, self.location.text)
-        return Planner(self.tree, self.store, self.records, self.state, self.group, options, now)
+        return Planner(self.tree, self.store, self.records, self.state, self.group, options, now, ended)
 
 
 def make_plan(
@@ -162,18 +167,24 @@ def sync(
         UsageError, ConfigurationError, SourceError, StoreError, LockBusyError: as of ``make_plan`` and ``apply_plan``.
     """
     counters = progress or MirrorProgress()
+    began = time.monotonic()
+    length = apply_options.length
+
+    def ended() -> bool:
+        return length is not None and time.monotonic() - began >= length
+
     with contextlib.ExitStack() as stack:
         session = _Session(stack, directory, mirror, run)
         file = stack.enter_context(_nameless())
         with session.group:
-            planner = session.planner(options, now())
+            planner = session.planner(options, now(), ended)
             head = planner.head(session.place, mirror, machine())
             tail = planner.write(PlanWriter(file, head), head, _prefix(session.location))
             if tail.refusals:
                 raise GuardError(tail.refusals)
             counters.read = planner.reader.bytes_read
             plan = PlanReader(file, "the plan")
-            return _applied(session, plan, apply_options, counters, now)
+            return _applied(session, plan, apply_options, counters, now, began)
 
 
 def apply_plan(
@@ -259,18 +270,32 @@ def _planned(
         totals=tail.totals,
         refusals=tail.refusals,
         bytes_read=planner.reader.bytes_read,
-        remarks=(session.state.remark,) if session.state.remark else (),
+        remarks=session.remarks(),
     )
 
 
 def _applied(
-    session: _Session, plan: PlanReader, options: ApplyOptions, progress: MirrorProgress, now: Now
+    session: _Session,
+    plan: PlanReader,
+    options: ApplyOptions,
+    progress: MirrorProgress,
+    now: Now,
+    began: float | None = None,
 ) -> MirrorResult:
     applier = Applier(
-        plan, session.tree, session.store, session.records, session.state, session.group, options, progress, now
+        plan,
+        session.tree,
+        session.store,
+        session.records,
+        session.state,
+        session.group,
+        options,
+        progress,
+        now,
+        began=began,
     )
     result = applier.run()
-    remarks = result.remarks + ((session.state.remark,) if session.state.remark else ())
+    remarks = (*result.remarks, *session.remarks())
     return msgspec.structs.replace(result, requests_again=session.policy.retries, remarks=remarks)
 
 
@@ -285,8 +310,10 @@ def _stale(session: _Session, plan: PlanReader, record_is_same: bool) -> str:
             there = session.tree.look(action.key)
             if there is None or there.identity != action.identity:
                 return f"{action.key} has changed here since the plan was made"
-        elif action.kind in (TOMBSTONE, RECYCLE) and not action.source and session.tree.look(action.key) is not None:
-            return f"{action.key} is back here since the plan was made"
+        elif action.kind in (TOMBSTONE, RECYCLE) and not action.source:
+            back = session.tree.look(action.key)
+            if back is not None and back.kind == FILE:
+                return f"{action.key} is back here since the plan was made"
         if action.kind in SENDING or action.etag:
             key = action.key if action.source == "/" else root + action.key
             wanted[key] = action.etag

@@ -21,7 +21,7 @@ from concurrent.futures import Future
 import msgspec
 
 from backhaul.errors import IntegrityError, ObjectNotFoundError, PreconditionError, StoreError
-from backhaul.model.mirror import DELTA, RENAME, Action, Entry, LocalFile, PartPlan
+from backhaul.model.mirror import DELTA, RENAME, UPLOAD, Action, Entry, LocalFile, PartPlan
 from backhaul.model.objects import StoredObject, Upload, UploadedPart
 from backhaul.operations.mirror.content import SMALLEST_WITH_CHUNKS, ChangedError
 from backhaul.operations.mirror.plan import MTIME, encode_mtime, entry_of, part_size_for
@@ -101,7 +101,11 @@ class FileUploader:
             StoreError: the store did not take it.
         """
         if action.kind == RENAME:
-            return self._copy(action)
+            try:
+                return self._copy(action)
+            except (PreconditionError, ObjectNotFoundError, IntegrityError):
+                # What was to be copied is not there any more, or is damaged: the file itself is here.
+                action = msgspec.structs.replace(action, kind=UPLOAD, source="", source_etag="")
         with self._tree.open(action.key) as opened:
             file = self._tree.look(action.key)
             if file is None or opened.identity != action.identity or file.identity != opened.identity:
@@ -164,6 +168,10 @@ class FileUploader:
         content = self._state.content(file.identity)
         if action.source_etag and (content is None or content.blake3 != source.blake3):
             raise ChangedError
+        with self._tree.open(action.key) as opened:
+            xattrs = opened.xattrs()
+            if opened.identity != action.identity:
+                raise ChangedError
         key = self._root + action.key
         thing = StoredObject(key=source.key, size=source.size, modified=_NEVER, etag=source.etag)
         stored = self._store.copy(thing, key, metadata=_metadata(file))
@@ -175,10 +183,6 @@ class FileUploader:
                 f"{source.key} was to be copied, and the copy has another checksum",
                 "The next run sends the file; backhaul verify tells whether the source is damaged.",
             )
-        with self._tree.open(action.key) as opened:
-            xattrs = opened.xattrs()
-            if opened.identity != action.identity:
-                raise ChangedError
         known = Content(source.blake3, source.crc64nvme) if source.blake3 and source.crc64nvme is not None else None
         entry = entry_of(file, key, stored.etag or "", known, xattrs)
         self._state.put(entry, self._records.order)
@@ -227,7 +231,8 @@ class FileUploader:
             if failure is not None:
                 raise failure
             if len(done) < len(parts):
-                raise ParkedError(sum(p.size for n, p in enumerate(parts, 1) if n not in done and not p.source))
+                there = {*done, *known}
+                raise ParkedError(sum(p.size for n, p in enumerate(parts, 1) if n not in there and not p.source))
             if digest.size != size or not opened.unchanged():
                 raise ChangedError
             stored = self._complete(action, upload, [done[number] for number in range(1, len(parts) + 1)], digest)
@@ -267,6 +272,7 @@ class FileUploader:
                     noted = self._state.parts(key)
                     return upload, {n: p for n, p in noted.items() if (p.number, p.size, p.etag) in listed}
             self._give_up(upload)
+        self._state.begin(key)
         upload = self._store.begin(key, metadata=_metadata(file))
         self._state.park(upload, plan)
         return upload, {}

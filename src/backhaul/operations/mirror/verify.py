@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import time
+from collections.abc import Iterator
 
 from backhaul.errors import BackupNotFoundError
 from backhaul.formats import catalog
@@ -18,7 +19,7 @@ from backhaul.operations.mirror.restore import MirrorReader
 from backhaul.operations.mirror.state import MirrorState
 from backhaul.operations.places import place_of, series_at
 from backhaul.operations.progress import MirrorProgress
-from backhaul.planning.mirror_diff import in_order, sort_key
+from backhaul.planning.mirror_diff import excluded, in_order, sort_key
 from backhaul.sources.tree import Tree
 from backhaul.transforms.digest import StreamDigest
 
@@ -51,6 +52,7 @@ def verify_mirror(
                 f"There is no mirror at {mirror}", f"{catalog.RECORD} is not there", "Correct the path, or sync first."
             )
         order, root = reader.records.order, reader.root
+        is_excluded = excluded(reader.record.exclude)
         tree = Tree(directory) if directory is not None else None
         state = reader.state
         if tree is not None:
@@ -58,7 +60,9 @@ def verify_mirror(
             stack.callback(state.close)
         with reader.group:
             content = ContentReader(tree, state, check=reader.group.check) if tree is not None else None
-            local = iter(tree.scan(order)) if tree is not None else iter(())
+            local: Iterator[tuple[bytes, LocalFile]] = iter(())
+            if tree is not None:
+                local = ((place, file) for place, file in tree.scan(order) if not is_excluded(file.key))
             here = next(local, None)
             stored = in_order(listing(reader.store, reader.state, root, reader.group), order, mirror, strip=root)
             there = next(stored, None)
@@ -75,12 +79,15 @@ def verify_mirror(
                     there = next(stored, None)  # not the mirror's
                 thing = there[1] if there is not None and there[0] == place else None
                 if entry.kind != FILE:
-                    if tree is not None and file is None:
-                        problems.append(Skipped(shown(name), f"the {entry.kind} is gone here, and in the mirror"))
+                    if tree is not None and not is_excluded(name) and (file is None or file.detail != entry.target):
+                        words = "gone" if file is None else "another one"
+                        problems.append(Skipped(shown(name), f"the {entry.kind} is {words} here"))
                     continue
                 files, size = files + 1, size + entry.size
                 wrong = _stored_wrong(entry, thing)
-                if not wrong and content is not None and not entry.gone:
+                if is_excluded(name):
+                    pass
+                elif not wrong and content is not None and not entry.gone:
                     wrong = _local_wrong(entry, file, content)
                 elif not wrong and entry.gone and file is not None:
                     wrong = "it is back here, and has a tombstone in the mirror: sync it"
@@ -128,7 +135,7 @@ class _Nowhere:
 
 
 def _not_there(file: LocalFile) -> list[Skipped]:
-    return [Skipped(shown(file.key), "it is not in the mirror")] if file.kind == FILE else []
+    return [Skipped(shown(file.key), "it is not in the mirror")]
 
 
 def _stored_wrong(entry: Entry, thing: StoredObject | None) -> str:
