@@ -46,7 +46,7 @@ CREATE TABLE files(
 CREATE TABLE signatures(id INTEGER PRIMARY KEY, blake3 BLOB UNIQUE, published INTEGER, data BLOB);
 CREATE TABLE chunks(name BLOB, content INTEGER, at INTEGER, length INTEGER);
 CREATE INDEX chunks_by_name ON chunks(name);
-CREATE TABLE begun(key TEXT PRIMARY KEY, times INTEGER) WITHOUT ROWID;
+CREATE TABLE begun(key TEXT PRIMARY KEY) WITHOUT ROWID;
 CREATE TABLE uploads(key TEXT PRIMARY KEY, token TEXT, plan BLOB) WITHOUT ROWID;
 CREATE TABLE parts(
     key TEXT, number INTEGER, size INTEGER, etag TEXT, crc INTEGER, PRIMARY KEY(key, number)
@@ -452,11 +452,14 @@ class MirrorState:
         return [(Upload(key=row[0], token=row[1]), msgspec.json.decode(row[2], type=ParkedUpload)) for row in rows]
 
     def begin(self, key: str) -> None:
-        """Note that an upload is about to be begun: a death before ``park`` leaves one that only this tells of."""
-        self._run("INSERT INTO begun VALUES (?, 1) ON CONFLICT DO UPDATE SET times = times + 1", (key,))
+        """Note that an upload is about to be begun.
+
+        A death before ``park``, or a reply that was lost, leaves an upload that only this tells of.
+        """
+        self._run("INSERT OR REPLACE INTO begun VALUES (?)", (key,))
 
     def begun(self) -> frozenset[str]:
-        """Return the keys of uploads that were begun and never parked."""
+        """Return the keys for which uploads were begun since the last clean end of a run."""
         return frozenset(str(key) for (key,) in self._run("SELECT key FROM begun"))
 
     def forget_begun(self) -> None:
@@ -470,8 +473,6 @@ class MirrorState:
     def park(self, upload: Upload, plan: ParkedUpload) -> None:
         """Note an upload, before its first part is sent."""
         with self.together():
-            self._run("UPDATE begun SET times = times - 1 WHERE key = ?", (upload.key,))
-            self._run("DELETE FROM begun WHERE times <= 0")
             self._run("DELETE FROM parts WHERE key = ?", (upload.key,))
             self._run(
                 "INSERT OR REPLACE INTO uploads VALUES (?, ?, ?)", (upload.key, upload.token, msgspec.json.encode(plan))
