@@ -17,7 +17,7 @@ demo: $(VENV)
 
 test: $(VENV) lint
 	sh tools/setup.sh packages test
-	$(PY) -m pytest -n $(WORKERS)
+	$(PY) -m pytest -n $(WORKERS) --dist worksteal
 
 check: $(VENV) lint
 	$(PY) -m pytest -m unit -n $(WORKERS) tests/unit

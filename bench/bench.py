@@ -293,7 +293,14 @@ def encryption(directory: Path, text: Path, rounds: int) -> list[str]:
     return lines + table("Pull of encrypted dump text from a disk", size, results, {})
 
 
-SECTIONS = {"pipelines": pipelines, "encryption": encryption}
+def mirrors(directory: Path, text: Path, rounds: int) -> list[str]:
+    """Measure mirrors; see ``bench.mirror``."""
+    from bench.mirror import mirror
+
+    return mirror(directory, text, rounds)
+
+
+SECTIONS = {"pipelines": pipelines, "encryption": encryption, "mirror": mirrors}
 
 
 def stages(text: Path, noise: Path) -> list[str]:
@@ -356,11 +363,16 @@ def main() -> None:
         directory = Path(tempfile.mkdtemp(prefix="backhaul-bench-"))
         try:
             text = directory / "text"
-            with open(text, "wb") as file:
-                file.writelines(dump_text(options.size))
+            what = "medians of alternating rounds (one for rclone and aws where they take long)"
+            if name != "mirror":
+                what = (
+                    f"{format_size(options.size)} of dump text, medians of {options.rounds} alternating rounds "
+                    "(one for pbzip2)"
+                )
+                with open(text, "wb") as file:
+                    file.writelines(dump_text(options.size))
             lines = [
-                f"Measured on {dt.datetime.now(dt.UTC):%Y-%m-%d} on {machine()}: {format_size(options.size)} of dump "
-                f"text, medians of {options.rounds} alternating rounds (one for pbzip2).",
+                f"Measured on {dt.datetime.now(dt.UTC):%Y-%m-%d} on {machine()}: {what}.",
                 "",
                 *section(directory, text, options.rounds),
             ]

@@ -11,8 +11,9 @@ The verbs of the command line, as functions::
     with backhaul.open("s3://acme/db7/orders@latest") as file:
         file.seek(-4096, 2)
 
-Verbs: ``push``, ``pull``, ``list``, ``show``, ``verify``, ``clean``, ``doctor``, ``open``, ``keygen``. Options:
-``PushOptions``, ``PullOptions``. Keys: ``read_identities``, ``read_recipients``. Streams come from a
+Verbs: ``push``, ``pull``, ``list``, ``show``, ``verify``, ``clean``, ``doctor``, ``open``, ``keygen``; of mirrors ``sync``,
+``plan``, ``apply``, ``undelete``, ``pull_mirror``, ``verify_mirror``. Options: ``PushOptions``, ``PullOptions``,
+``PlanOptions``, ``ApplyOptions``, ``RunOptions``. Keys: ``read_identities``, ``read_recipients``. Streams come from a
 ``CommandSource``, ``FileSource`` or ``StreamSource``, go to a ``CommandTarget``, ``FileTarget`` or ``StreamTarget``.
 Errors are ``backhaul.errors.BackhaulError`` and its subclasses. All but ``push`` load on first use:
 ``help(backhaul.pull)`` shows the rest.
@@ -45,6 +46,15 @@ if TYPE_CHECKING:
     from backhaul.operations.keys import keygen as keygen
     from backhaul.operations.keys import read_identities as read_identities
     from backhaul.operations.keys import read_recipients as read_recipients
+    from backhaul.operations.mirror.apply import ApplyOptions as ApplyOptions
+    from backhaul.operations.mirror.plan import PlanOptions as PlanOptions
+    from backhaul.operations.mirror.restore import pull_mirror as pull_mirror
+    from backhaul.operations.mirror.restore import undelete as undelete
+    from backhaul.operations.mirror.sync import RunOptions as RunOptions
+    from backhaul.operations.mirror.sync import apply_plan as apply
+    from backhaul.operations.mirror.sync import make_plan as plan
+    from backhaul.operations.mirror.sync import sync as sync
+    from backhaul.operations.mirror.verify import verify_mirror as verify_mirror
     from backhaul.operations.pull import PullOptions as PullOptions
     from backhaul.operations.pull import pull as pull
     from backhaul.operations.push import PushOptions as PushOptions
@@ -80,6 +90,15 @@ _EXPORTS = {
     "PullOptions": ("backhaul.operations.pull", "PullOptions"),
     "pull": ("backhaul.operations.pull", "pull"),
     "PushOptions": ("backhaul.operations.push", "PushOptions"),
+    "ApplyOptions": ("backhaul.operations.mirror.apply", "ApplyOptions"),
+    "PlanOptions": ("backhaul.operations.mirror.plan", "PlanOptions"),
+    "RunOptions": ("backhaul.operations.mirror.sync", "RunOptions"),
+    "apply": ("backhaul.operations.mirror.sync", "apply_plan"),
+    "plan": ("backhaul.operations.mirror.sync", "make_plan"),
+    "pull_mirror": ("backhaul.operations.mirror.restore", "pull_mirror"),
+    "sync": ("backhaul.operations.mirror.sync", "sync"),
+    "undelete": ("backhaul.operations.mirror.restore", "undelete"),
+    "verify_mirror": ("backhaul.operations.mirror.verify", "verify_mirror"),
     "open": ("backhaul.operations.reader", "open_stream"),
     "verify": ("backhaul.operations.verify", "verify"),
     "Source": ("backhaul.sources.base", "Source"),
@@ -94,6 +113,7 @@ _EXPORTS = {
 
 
 __all__ = [
+    "ApplyOptions",
     "CleanResult",
     "CommandSource",
     "CommandTarget",
@@ -104,10 +124,12 @@ __all__ = [
     "KeygenResult",
     "ListResult",
     "Manifest",
+    "PlanOptions",
     "PullOptions",
     "PullResult",
     "PushOptions",
     "PushResult",
+    "RunOptions",
     "ShowResult",
     "Source",
     "StreamSource",
@@ -115,18 +137,24 @@ __all__ = [
     "Target",
     "VerifyResult",
     "__version__",
+    "apply",
     "clean",
     "doctor",
     "errors",
     "keygen",
     "list",
     "open",
+    "plan",
     "pull",
+    "pull_mirror",
     "push",
     "read_identities",
     "read_recipients",
     "show",
+    "sync",
+    "undelete",
     "verify",
+    "verify_mirror",
 ]
 
 

@@ -9,12 +9,14 @@ import random
 import signal
 import socket
 import subprocess
+import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
+import zstandard
 
 from backhaul.formats import catalog
 from backhaul.testing.faults import FaultProxy
@@ -296,28 +298,6 @@ def test_another_file_system_is_refused(mirror: Mirror) -> None:
     assert mirror.sync()["kept"]["files"] == 1
 
 
-def test_an_unreadable_directory_loses_nothing(mirror: Mirror) -> None:
-    """Files below a directory that can't be read stay as they are, and nothing is deleted in such a run."""
-    mirror.write("d/file", 10)
-    mirror.write("old", 10)
-    mirror.sync()
-    os.unlink(mirror.here / "old")
-    mirror.sync()
-    before = mirror.stored()
-    unreadable = mirror.here / "d"
-    # Root reads everything: a path that is too long for the system can't be read by anybody.
-    deep = unreadable
-    deep.rename(mirror.here / "e")
-    (mirror.here / "e").rename(unreadable)
-    subprocess.run(["mount", "-t", "tmpfs", "-o", "size=1m,mode=000", "tmpfs", str(unreadable)], check=True)
-    try:
-        command = ["setpriv", "--reuid=65534", "--regid=65534", "--clear-groups", "ls", str(unreadable)]
-        assert subprocess.run(command, capture_output=True, check=False).returncode != 0
-    finally:
-        subprocess.run(["umount", "-l", str(unreadable)], check=True)
-    assert mirror.stored() == before
-
-
 def test_the_recycler(mirror: Mirror) -> None:
     """Gone, listed, brought back; waited out, deleted, but not while a run is not clean, and not if it was replaced."""
     for name in ("a", "b", "c", "stay"):
@@ -529,18 +509,14 @@ def test_what_is_damaged_in_the_store_does_not_come_back(mirror: Mirror) -> None
     mirror.write("a", b"right")
     mirror.write("b", b"fine")
     mirror.sync()
-    # A store that gives other bytes under the same name, size and ETag can't be had: records that say another hash.
-    for key in keys(mirror.s3, mirror.bucket, "m/.backhaul/catalog/"):
-        import zstandard
 
-        data = mirror.s3.get_object(Bucket=mirror.bucket, Key=key)["Body"].read()
-        lines = zstandard.ZstdDecompressor().decompressobj().decompress(data).splitlines()
-        entries = [json.loads(line) for line in lines]
+    # A store that gives other bytes under the same name, size and ETag can't be had: records that say another hash.
+    def forge(entries: list[dict[str, Any]]) -> None:
         for entry in entries:
             if entry["key"] == "a":
                 entry["blake3"] = "00" * 32
-        text = b"".join(json.dumps(entry).encode() + b"\n" for entry in entries)
-        mirror.s3.put_object(Bucket=mirror.bucket, Key=key, Body=zstandard.ZstdCompressor().compress(text))
+
+    edited_catalog(mirror, forge)
     result = mirror.run("pull", "-q", mirror.url, "-o", str(mirror.back))
     assert result.code == 3
     assert "a: its BLAKE3 is" in result.err
@@ -608,3 +584,133 @@ def test_a_store_that_is_away(mirror: Mirror) -> None:
     assert result.code == 1
     mirror.proxy.outage(False)
     assert mirror.sync()["sent"]["files"] == 1
+
+
+def test_a_clock_that_jumped_deletes_nothing(mirror: Mirror, tmp_path: Path) -> None:
+    """A host whose clock is years ahead of the store's holds what would be due."""
+    mirror.write("a", 10)
+    mirror.write("gone", 10)
+    mirror.sync()
+    os.unlink(mirror.here / "gone")
+    mirror.sync()
+    script = tmp_path / "ahead.py"
+    script.write_text(
+        "import datetime as dt, sys\n"
+        "from backhaul.operations.mirror.plan import PlanOptions\n"
+        "from backhaul.operations.mirror.sync import sync\n"
+        "now = dt.datetime.now(dt.UTC) + dt.timedelta(days=400)\n"
+        "result = sync(sys.argv[1], sys.argv[2], PlanOptions(recycle_after=86400.0), now=lambda: now)\n"
+        "print(result.held.files, result.recycled.files, result.remarks)\n"
+    )
+    command = [sys.executable, str(script), str(mirror.here), mirror.url]
+    environment = {**mirror.cli.environment, **mirror.environment}
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=True)
+    assert done.stdout.startswith("1 0")
+    assert "clock" in done.stdout
+    assert set(mirror.stored()) == {"a", "gone"}
+
+
+def test_an_empty_directory_does_not_start_over(mirror: Mirror) -> None:
+    """The guard counts what the copy that counts has: an empty second copy does not take its place."""
+    for number in range(20):
+        mirror.write(f"f{number}", 10)
+    mirror.sync()
+    for path in list(mirror.here.iterdir())[:19]:
+        path.unlink()
+    result = mirror.run("sync", str(mirror.here), mirror.url, "--anew")
+    assert (result.code, "19 files are gone here" in result.err) == (1, True)
+    for path in list(mirror.here.iterdir()):
+        path.unlink()
+    assert mirror.run("sync", str(mirror.here), mirror.url, "--anew").code == 1
+    assert len(mirror.stored()) == 20
+    assert keys(mirror.s3, mirror.bucket, "m/.backhaul/copies") == []
+
+
+def edited_catalog(mirror: Mirror, edit: Callable[[list[dict[str, Any]]], None]) -> None:
+    """Change what the mirror's catalog says, as somebody who can write to the store could."""
+    for key in keys(mirror.s3, mirror.bucket, "m/.backhaul/catalog/"):
+        data = mirror.s3.get_object(Bucket=mirror.bucket, Key=key)["Body"].read()
+        lines = zstandard.ZstdDecompressor().decompressobj().decompress(data).splitlines()
+        entries = [json.loads(line) for line in lines]
+        edit(entries)
+        text = b"".join(json.dumps(entry).encode() + b"\n" for entry in entries)
+        mirror.s3.put_object(Bucket=mirror.bucket, Key=key, Body=zstandard.ZstdCompressor().compress(text))
+
+
+def test_a_pull_does_not_leave_its_directory(mirror: Mirror, tmp_path: Path) -> None:
+    """Names and symlinks in forged records lead nowhere."""
+    outside = tmp_path / "outside"
+    outside.mkdir()
+    (outside / "shadow").mkdir(mode=0o700)
+    mirror.write("file", 10)
+    mirror.write("other", 10)
+    mirror.sync()
+    name = f"m/../{outside.name}/planted"
+    mirror.s3.copy_object(Bucket=mirror.bucket, Key=name, CopySource=f"{mirror.bucket}/m/file")
+
+    def forge(entries: list[dict[str, Any]]) -> None:
+        entries += [
+            {"key": "a", "kind": "symlink", "target": str(outside)},
+            {"key": "a/shadow", "kind": "directory", "mode": 0o777},
+            {**entries[0], "key": "a/file"},
+            {**entries[0], "key": f"../{outside.name}/planted"},
+            {**entries[0], "key": "/absolute"},
+        ]
+
+    edited_catalog(mirror, forge)
+    result = mirror.run("pull", "-q", mirror.url, "-o", str(mirror.back))
+    assert result.code == 3, result.err
+    assert [path.name for path in outside.iterdir()] == ["shadow"]
+    assert os.stat(outside / "shadow").st_mode & 0o777 == 0o700
+    assert list((outside / "shadow").iterdir()) == []
+    assert (mirror.back / "other").read_bytes() == (mirror.here / "other").read_bytes()
+
+
+def test_names_of_one_file_come_back_right_or_alone(mirror: Mirror) -> None:
+    """A further name is linked to what was brought back, never to what happens to have the first one's name."""
+    content = mirror.write("a", 1000)
+    os.link(mirror.here / "a", mirror.here / "b")
+    assert mirror.sync()["renamed"]["files"] == 1
+    mirror.back.mkdir()
+    (mirror.back / "a").write_bytes(b"my own")
+    assert mirror.run("pull", "-q", mirror.url, "-o", str(mirror.back)).code == 3
+    assert (mirror.back / "a").read_bytes() == b"my own"
+    assert (mirror.back / "b").read_bytes() == content
+
+
+def test_a_first_name_that_vanishes_leaves_the_other(mirror: Mirror, tmp_path: Path) -> None:
+    """What was to be copied from it is sent by itself; content that the store lost under both names is sent again."""
+    mirror.write("a", 9 * MB)
+    os.link(mirror.here / "a", mirror.here / "b")
+    mirror.sync()
+    for name in ("a", "b"):
+        mirror.s3.delete_object(Bucket=mirror.bucket, Key=f"m/{name}")
+    assert mirror.sync()["state"] == "complete"
+    assert mirror.stored() == tree_contents(mirror.here)
+
+
+def test_a_file_that_becomes_a_directory(mirror: Mirror) -> None:
+    mirror.write("name", 10)
+    mirror.sync()
+    os.unlink(mirror.here / "name")
+    mirror.write("name/inside", 20)
+    mirror.sync(code=0)
+    os.unlink(mirror.here / "name/inside")
+    os.rmdir(mirror.here / "name")
+    mirror.write("name", 30)
+    mirror.sync(code=0)
+    assert {name: mirror.stored()[name] for name in tree_contents(mirror.here)} == tree_contents(mirror.here)
+    assert mirror.run("verify", str(mirror.here), mirror.url).code == 0
+
+
+def test_a_catalog_that_can_not_be_read(mirror: Mirror) -> None:
+    """What it said is found out again, without sending anything."""
+    mirror.write("chunk", 13 * MB)
+    mirror.sync()
+    (segment,) = keys(mirror.s3, mirror.bucket, "m/.backhaul/catalog/")
+    mirror.s3.put_object(Bucket=mirror.bucket, Key=segment, Body=b"garbage")
+    result = mirror.sync()
+    assert "can't be read" in result["remarks"][0]
+    assert (result["state"], result["sent"]["files"], result["recorded"]) == ("complete", 0, 1)
+    assert mirror.sync()["remarks"] == []
+    assert mirror.pull() == tree_contents(mirror.here)

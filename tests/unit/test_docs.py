@@ -10,9 +10,10 @@ import pytest
 from tools.pages import DIRECTORY, PROVIDERS, pages, providers_page
 
 from backhaul import errors, version
-from backhaul.formats import age, manifest, part_sizes, seekable
+from backhaul.formats import age, catalog, manifest, mirror_plan, part_sizes, seekable, signature
 from backhaul.model.profile import Limits
-from backhaul.transforms import compress, encrypt
+from backhaul.operations.mirror import records
+from backhaul.transforms import chunks, compress, encrypt
 
 pytestmark = pytest.mark.unit
 
@@ -37,6 +38,13 @@ def test_the_constants_in_the_format_page() -> None:
         "part_reach": f"{part_sizes.plan_layout(Limits()).capacity(1) / 2**40:.1f} TiB",
         "part_equal_largest": str(part_sizes.EQUAL_LARGEST),
         "part_equal_count": str(part_sizes.EQUAL_PARTS),
+        "mirror_schema": f"`{catalog.RECORD_SCHEMA}`",
+        "plan_schema": f"`{mirror_plan.SCHEMA}`",
+        "segment_lines": str(records.SEGMENT_LINES),
+        "chunk_smallest": str(chunks.SMALLEST),
+        "chunk_average": str(chunks.AVERAGE),
+        "chunk_largest": str(chunks.LARGEST),
+        "hash_size": str(signature.HASH_SIZE),
     }
     found = re.findall(r"<!-- (\w+) -->(.+?)<!-- -->", text)
     assert {name for name, _ in found} == set(expected)
