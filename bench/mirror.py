@@ -42,9 +42,10 @@ class Counting(S3Proxy):
 
 def peers(directory: Path, endpoint: str, prefix: str) -> dict[str, str]:
     """Return the command of each way; none deletes anything."""
+    s5 = f"{tool('s5cmd')} --endpoint-url {endpoint}"
     return {
         "backhaul": f"{sys.executable} -m backhaul sync -q {directory} s3://{BUCKET}/{prefix}backhaul",
-        "s5cmd": f"{tool('s5cmd')} --endpoint-url {endpoint} sync {directory}/ s3://{BUCKET}/{prefix}s5cmd/ > /dev/null",
+        "s5cmd": f"{s5} sync {directory}/ s3://{BUCKET}/{prefix}s5cmd/ > /dev/null",
         "rclone": f"{rclone(endpoint)} copy {directory} :s3:{BUCKET}/{prefix}rclone",
         "aws": f"{tool('aws')} --endpoint-url {endpoint} s3 sync --quiet {directory} s3://{BUCKET}/{prefix}aws",
     }
