@@ -11,11 +11,11 @@ The verbs of the command line, as functions::
     with backhaul.open("s3://acme/db7/orders@latest") as file:
         file.seek(-4096, 2)
 
-Verbs: ``push``, ``pull``, ``list``, ``show``, ``verify``, ``clean``, ``doctor``, ``open``, ``keygen``; of mirrors ``sync``,
-``plan``, ``apply``, ``undelete``, ``pull_mirror``, ``verify_mirror``. Options: ``PushOptions``, ``PullOptions``,
-``PlanOptions``, ``ApplyOptions``, ``RunOptions``. Keys: ``read_identities``, ``read_recipients``. Streams come from a
-``CommandSource``, ``FileSource`` or ``StreamSource``, go to a ``CommandTarget``, ``FileTarget`` or ``StreamTarget``.
-Errors are ``backhaul.errors.BackhaulError`` and its subclasses. All but ``push`` load on first use:
+Verbs: ``push``, ``pull``, ``list``, ``show``, ``verify``, ``clean``, ``doctor``, ``open``, ``keygen``; of mirrors
+``sync``, ``plan``, ``apply``, ``undelete``, ``pull_mirror``, ``verify_mirror``. Options: ``PushOptions``,
+``PullOptions``, ``PlanOptions``, ``ApplyOptions``, ``RunOptions``. Keys: ``read_identities``, ``read_recipients``.
+Streams come from a ``CommandSource``, ``FileSource`` or ``StreamSource``, go to a ``CommandTarget``, ``FileTarget`` or
+``StreamTarget``. Errors are ``backhaul.errors.BackhaulError`` and its subclasses. All but ``push`` load on first use:
 ``help(backhaul.pull)`` shows the rest.
 """
 
