@@ -34,7 +34,7 @@ S3 store, and s3://bucket/path?endpoint=URL does so for one SERIES.
 
 \b
 Exit status: 0 complete, 1 failed, 2 usage, 3 finished but incomplete,
-10 configuration or prerequisite, 11 lock busy, 130 interrupted."""
+10 configuration or prerequisite, 11 lock busy, 75 the window ended, 130 interrupted."""
 
 
 @click.group(

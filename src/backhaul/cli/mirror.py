@@ -51,6 +51,7 @@ _PLAN_OPTIONS = (
     click.option("--sentinel", metavar="NAME", help="A file that must be in DIR: without it the guard refuses."),
     click.option("--accept-source", is_flag=True, help="DIR may be on another disk or host than last time."),
     click.option("--allow-empty", is_flag=True, help="DIR may be empty."),
+    click.option("--overwrite", is_flag=True, help="A new mirror may replace objects that it did not write."),
     click.option(
         "--anew", is_flag=True, help="Begin a second copy beside the one that is there, which counts until then."
     ),
@@ -113,6 +114,7 @@ def _plan_options(given: dict[str, Any]) -> PlanOptions:
         accept_source=given["accept_source"],
         allow_empty=given["allow_empty"],
         anew=given["anew"],
+        overwrite=given["overwrite"],
     )
 
 
@@ -169,7 +171,7 @@ def sync(directory: str, mirror: str, dry_run: bool, as_json: bool, quiet: bool,
         if as_json:
             actions = [msgspec.json.decode(line) for line in lines]
             print_json("dry-run", {**msgspec.to_builtins(summary), "actions": actions})
-        else:
+        elif not quiet:
             _print_actions(lines)
             _print_plan(summary, "would")
         _refuse(summary, as_json=as_json)
@@ -222,7 +224,8 @@ Examples:
   backhaul apply plan.json --for 330m --streams 4
 
 \b
-A plan is applied once, and only while DIR and MIRROR are as it saw them: else nothing is done.""",
+A plan is applied once, and only while the files and objects that it names are as it saw them, and
+no other run was there: else nothing is done. What else is new in DIR waits for the next plan.""",
 )
 @click.argument("plan", metavar="PLAN")
 @_options(_APPLY_OPTIONS, _RUN_OPTIONS)
@@ -280,7 +283,8 @@ def undelete(mirror: str, names: tuple[str, ...], output: str | None, as_json: b
     if as_json:
         print_json("undelete", result)
     else:
-        words = f"{result.files} files brought back to {output}, {format_size(result.bytes)}"
+        there = f"; {result.kept} were there" if result.kept else ""
+        words = f"{result.files} files brought back to {output}, {format_size(result.bytes)}{there}"
         console(sys.stdout).print(words, markup=False)
     _raise_problems(result.problems, as_json=as_json)
 
@@ -300,7 +304,9 @@ def _print_actions(lines: Any) -> None:
 def _print_plan(summary: PlanSummary, verb: str) -> None:
     out = console(sys.stdout)
     totals = summary.totals
-    parts = [f"{count.files} {kind} ({format_size(count.bytes)})" for kind, count in totals.actions.items()]
+    parts = [
+        f"{count.files} {kind} ({format_size(count.bytes)})" for kind, count in totals.actions.items() if count.files
+    ]
     words = f"{summary.directory} -> {summary.mirror}: {totals.local.files} files, {format_size(totals.local.bytes)}"
     out.print(words, markup=False)
     out.print(f"  {verb} do: {', '.join(parts) or 'nothing'}", markup=False)
@@ -309,6 +315,8 @@ def _print_plan(summary: PlanSummary, verb: str) -> None:
         out.print(f"  {totals.waiting.files} files wait in the recycler, {format_size(totals.waiting.bytes)}")
     if totals.foreign.files:
         out.print(f"  {totals.foreign.files} objects are not this mirror's, and are left alone")
+    if totals.excluded.files:
+        out.print(f"  {totals.excluded.files} files are excluded, {format_size(totals.excluded.bytes)}")
     for remark in summary.remarks:
         out.print(f"  {remark}", markup=False)
 
@@ -358,6 +366,8 @@ def report_lines(result: MirrorResult) -> list[str]:
         line("deleted", f"{result.recycled.files} files, {format_size(result.recycled.bytes)}, for good")
     if result.held.files:
         line("held", f"{result.held.files} files that are due to be deleted: this run was not clean")
+    if result.excluded.files:
+        line("excluded", f"{result.excluded.files} files, {format_size(result.excluded.bytes)}")
     if result.foreign.files:
         line("left alone", f"{result.foreign.files} objects that are not this mirror's")
     for label, count, names in (
@@ -425,8 +435,6 @@ def verify_mirror(directory: str | None, mirror: str, *, deep: bool, quiet: bool
         print_json("verify-mirror", result)
     elif not quiet:
         out = console(sys.stdout)
-        for problem in result.problems[:_NAMES_SAID]:
-            out.print(f"✗ {problem.name}: {problem.reason}", markup=False)
         how = f"{format_size(result.bytes_read)} read and compared" if deep else "sizes, ETags and records compared"
         words = f"{result.files} files, {format_size(result.bytes)}: {how}"
         out.print(f"{mirror}: {words}; {len(result.problems) or 'no'} problems", markup=False)
@@ -434,7 +442,7 @@ def verify_mirror(directory: str | None, mirror: str, *, deep: bool, quiet: bool
         error = IntegrityError(
             f"{mirror} is not as it should be",
             "\n".join(f"{each.name}: {each.reason}" for each in result.problems[:_NAMES_SAID]),
-            "If the directory has changed since, sync it. Else do not rely on these files: start over with --anew.",
+            "Sync it, which sends what has changed, was lost or replaced, and verify again; else start over: --anew.",
         )
         raise ReportedError(error) if as_json else error
 
@@ -452,7 +460,8 @@ def pull_mirror(mirror: str, output: str, *, workers: int | None, retry_for: str
     if as_json:
         print_json("pull-mirror", result, file=sys.stderr)
     elif not quiet:
-        words = f"{result.files} files, {format_size(result.bytes)} brought back to {output} and checked"
+        checked = " and checked" if result.verified else ""
+        words = f"{result.files} files, {format_size(result.bytes)} brought back to {output}{checked}"
         there = f"; {result.kept} were there" if result.kept else ""
         console().print(f"{words}{there}, {format_duration(result.seconds)}", markup=False)
     _raise_problems(result.problems, as_json=as_json)

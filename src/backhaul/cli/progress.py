@@ -154,7 +154,7 @@ class _MirrorView:
         rate = self._rate.update(now, p.sent)
         left = f", {format_duration((p.total - p.sent) / rate)} left" if rate > 0 else ""
         sent = f"{format_size(p.sent)} of {format_size(p.total)}"
-        return f"{p.phase}: {p.done} of {p.files} files, {sent}, {format_size(rate)}/s in {took}{left}"
+        return f"{p.phase} {p.done} of {p.files} files, {sent}, {format_size(rate)}/s{left or ', ' + took}"
 
     def render(self) -> RenderableType:
         from rich.progress_bar import ProgressBar
@@ -163,7 +163,7 @@ class _MirrorView:
         table = Table.grid(padding=(0, 1))
         p = self._progress
         bar = ProgressBar(
-            total=p.total or None, completed=p.sent, width=30, pulse=not p.total, animation_time=time.monotonic()
+            total=p.total or None, completed=p.sent, width=12, pulse=not p.total, animation_time=time.monotonic()
         )
         table.add_row(bar, self.line())
         return table

@@ -129,12 +129,14 @@ def pull(
 
 
 def _means_mirror(series: str, output: str) -> bool:
-    """Tell whether a mirror is to be pulled: it is one, or what is not known as anything goes into a directory."""
+    """Tell whether a mirror is to be pulled: it is one, or what is no series goes into a directory."""
     from pathlib import Path
 
     from backhaul.formats.location import names_backup
-    from backhaul.operations.mirror.restore import is_mirror
+    from backhaul.operations.mirror.restore import is_mirror, is_series
 
     if output == "-" or names_backup(series):
         return False
-    return is_mirror(series) or output.endswith("/") or Path(output).is_dir()
+    if is_mirror(series):
+        return True
+    return (output.endswith("/") or Path(output).is_dir()) and not is_series(series)

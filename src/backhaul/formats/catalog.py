@@ -110,4 +110,6 @@ def decode_record(data: bytes) -> MirrorRecord:
         why = f"its schema is {schema!r}, and {RECORD_SCHEMA!r} is known"
     except (msgspec.DecodeError, msgspec.ValidationError, UnicodeDecodeError) as error:
         why = str(error)
-    raise FormatError(f"{RECORD} can't be read", why, "Use the version of Backhaul that wrote it.")
+    raise FormatError(
+        f"{RECORD} can't be read", why, "Use the version of Backhaul that wrote it, or bring the page back."
+    )

@@ -192,6 +192,8 @@ class Totals(msgspec.Struct, kw_only=True):
         kept: files that are there as they are.
         waiting: files in the recycler that stay there.
         foreign: objects that are not the mirror's; left alone.
+        excluded: files in the tree that are left alone.
+        unknown: objects that the mirror did not write and that would be replaced.
         unreadable: files under directories that could not be read; left as they are.
         retired: files of older copies that are due to be deleted.
         actions: by kind; bytes are the files' sizes.
@@ -204,6 +206,8 @@ class Totals(msgspec.Struct, kw_only=True):
     kept: Count = msgspec.field(default_factory=Count)
     waiting: Count = msgspec.field(default_factory=Count)
     foreign: Count = msgspec.field(default_factory=Count)
+    excluded: Count = msgspec.field(default_factory=Count)
+    unknown: Count = msgspec.field(default_factory=Count)
     unreadable: Count = msgspec.field(default_factory=Count)
     retired: Count = msgspec.field(default_factory=Count)
     actions: dict[str, Count] = msgspec.field(default_factory=dict)

@@ -249,6 +249,7 @@ class MirrorResult(msgspec.Struct, frozen=True, kw_only=True):
         recycled: files that were deleted for good.
         held: files whose time has come, and that were not deleted since this run was not clean.
         foreign: objects that are not the mirror's.
+        excluded: files of the directory that were left alone.
         skipped: what could not be mirrored; at most some of them.
         skipped_count: all of them.
         failed: what went wrong; at most some of them.
@@ -283,6 +284,7 @@ class MirrorResult(msgspec.Struct, frozen=True, kw_only=True):
     recycled: Count = msgspec.field(default_factory=Count)
     held: Count = msgspec.field(default_factory=Count)
     foreign: Count = msgspec.field(default_factory=Count)
+    excluded: Count = msgspec.field(default_factory=Count)
     skipped: tuple[Skipped, ...] = ()
     skipped_count: int = 0
     failed: tuple[Skipped, ...] = ()

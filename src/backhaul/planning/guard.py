@@ -55,6 +55,8 @@ def judge(
     accept_source: bool = False,
     allow_empty: bool = False,
     counts_live: int | None = None,
+    records_lost: bool = False,
+    overwrite: bool = False,
 ) -> tuple[Refusal, ...]:
     """Return why the plan must not be applied; nothing if it may be.
 
@@ -69,6 +71,8 @@ def judge(
         vanished_mounts: directories that were file systems of their own, and are not any more.
         accept_source: the operator says that another source is right.
         allow_empty: the operator says that an empty source is right.
+        records_lost: this host knows the mirror, and its records are not there any more.
+        overwrite: the operator says that objects which the mirror did not write may be replaced.
         counts_live: files of the copy that counts, while another one is built beside it; None else.
     """
     refusals = []
@@ -98,6 +102,24 @@ def judge(
                 f"{directory} is not where this mirror comes from",
                 why,
                 "Mount the disk, or correct the paths. If the source has moved for good: --accept-source, once.",
+                shown,
+            )
+        )
+    if records_lost and not overwrite:
+        refusals.append(
+            Refusal(
+                "The records of this mirror are gone",
+                ".backhaul/ was there at the last run, and is not now: what was in the recycler is not known any more",
+                "Correct the path, or bring them back. To go on without: --overwrite, once.",
+                shown,
+            )
+        )
+    elif record is None and totals.unknown.files and not overwrite:
+        refusals.append(
+            Refusal(
+                f"{totals.unknown.files} objects that this mirror did not write would be replaced",
+                "the mirror is new, and objects with other content have names of its files",
+                "Look at them: sync --dry-run names them. If that is right: --overwrite, once.",
                 shown,
             )
         )

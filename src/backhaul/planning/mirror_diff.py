@@ -198,6 +198,12 @@ def diff(
             stored_place, found = next(stored, none)
         if record is not None and record.kind == FILE and not record.gone:
             live.add(record.size)
+        if rules.exclude:
+            key = file.key if file is not None else record.key if record is not None else thing.key if thing else ""
+            if is_excluded(key):
+                if file is not None and file.kind == FILE:
+                    totals.excluded.add(file.identity.size)
+                continue
         if file is not None and file.kind == FILE:
             counted_local.add(file.identity.size)
             # By far the most frequent case, and so the first one.
@@ -214,9 +220,6 @@ def diff(
             ):
                 kept.add(record.size)
                 continue
-        key = file.key if file is not None else record.key if record is not None else thing.key if thing else ""
-        if is_excluded(key):
-            continue
         if file is not None:
             if file.kind == UNREADABLE:
                 hidden = at

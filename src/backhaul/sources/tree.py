@@ -13,7 +13,7 @@ from collections.abc import Iterator, Sequence
 
 import msgspec
 
-from backhaul.errors import SourceError
+from backhaul.errors import SourceError, UsageError
 from backhaul.formats.file_names import is_text
 from backhaul.model.mirror import DIRECTORY, FILE, SPECIAL, SYMLINK, UNREADABLE, FileIdentity, LocalFile, SourceRecord
 from backhaul.planning.mirror_diff import sort_key
@@ -76,6 +76,8 @@ class Tree:
     """
 
     def __init__(self, directory: str) -> None:
+        if not directory:
+            raise UsageError("DIR is empty", "no directory was named", "Name it; in a script, look at its variable.")
         self.name = directory
         self.path = os.path.realpath(directory)
         self.mounts: dict[str, str] = {}

@@ -550,6 +550,7 @@ class Applier:
             recycled=self._recycled,
             held=self._held,
             foreign=totals.foreign,
+            excluded=totals.excluded,
             skipped=tuple(self._skipped),
             skipped_count=self._skipped_count,
             failed=tuple(self._failed),

@@ -79,6 +79,7 @@ class PlanOptions(msgspec.Struct, frozen=True, kw_only=True):
         accept_source: the source may be another one than last time.
         allow_empty: the source may be empty.
         anew: begin a second copy beside the one that is there.
+        overwrite: objects that a new mirror did not write may be replaced.
     """
 
     compare: str = COMPARE_MTIME
@@ -89,6 +90,7 @@ class PlanOptions(msgspec.Struct, frozen=True, kw_only=True):
     accept_source: bool = False
     allow_empty: bool = False
     anew: bool = False
+    overwrite: bool = False
 
 
 def part_size_for(size: int, store: Store) -> int:
@@ -123,6 +125,13 @@ class Planner:
         now: dt.datetime,
         ended: Callable[[], bool] = lambda: False,
     ) -> None:
+        sentinel = options.sentinel
+        if sentinel is not None and (sentinel.startswith("/") or set(sentinel.split("/")) & {"", ".", ".."}):
+            raise UsageError(
+                f"{sentinel!r} is no sentinel",
+                "it is a file's name within the directory",
+                "Write e.g. --sentinel .mounted",
+            )
         if options.compare not in COMPARISONS:
             raise UsageError(f"{options.compare!r} is no comparison", "known are " + ", ".join(COMPARISONS), "")
         self._tree = tree
@@ -219,6 +228,8 @@ class Planner:
                 accept_source=options.accept_source,
                 allow_empty=options.allow_empty,
                 counts_live=self._counting_copy(record, head.root),
+                records_lost=self._records.lost,
+                overwrite=options.overwrite,
             ),
             mounts=self._tree.mounts,
         )
@@ -326,9 +337,10 @@ class Planner:
         if file.identity.size > self._store.profile.limits.max_object:
             return _skip(file, "it is larger than the largest object of the store")
         kind = UPLOAD if thing is None else REPLACE
-        reason = (
-            change.reason if change.kind != CHECK or known is not None else f"{change.reason}, and has other content"
-        )
+        reason = change.reason
+        if change.kind == CHECK and known is None:
+            reason += ", and was not found to be this file"
+            self.totals.unknown.add(file.identity.size)
         plain = Action(
             kind=kind,
             key=file.key,

@@ -49,6 +49,8 @@ class Records:
         self._outdated: list[str] = []
         self.bytes_sent = 0
         self.remarks: list[str] = []
+        # Whether this host knows a mirror here whose page is gone.
+        self.lost = False
 
     def load(self) -> MirrorRecord | None:
         """Bring the local state up to the mirror's catalog; return the mirror's page, None for a new mirror.
@@ -60,6 +62,7 @@ class Records:
         found = self._store.stat(catalog.RECORD)
         if found is None:
             self.record = None
+            self.lost = bool(self._state.get("mirror"))
         else:
             self.record = catalog.decode_record(read_object(self._store, found))
             self._record_etag = found.etag

@@ -20,7 +20,7 @@ from blake3 import blake3
 from backhaul.errors import BackupNotFoundError, TargetError, UsageError
 from backhaul.formats import catalog
 from backhaul.formats.file_names import shown
-from backhaul.model.mirror import DIRECTORY, FILE, SYMLINK, Entry
+from backhaul.model.mirror import DIRECTORY, FILE, SYMLINK, Entry, MirrorRecord
 from backhaul.model.objects import StoredObject
 from backhaul.model.results import MirrorPullResult, RecycledFile, RecyclerResult, Skipped
 from backhaul.operations import memory
@@ -29,6 +29,7 @@ from backhaul.operations.mirror.records import Records
 from backhaul.operations.mirror.state import MirrorState
 from backhaul.operations.places import series_at
 from backhaul.operations.progress import MirrorProgress
+from backhaul.operations.series import committed_backups
 from backhaul.pipeline.supervisor import Supervisor
 from backhaul.stores.base import Store
 from backhaul.stores.open import DEFAULT_PATIENCE, open_store
@@ -53,6 +54,26 @@ class MirrorReader:
         self.records = Records(self.store, self.state)
         self.record = self.records.load()
         self.root = self.record.root if self.record is not None else ""
+
+    def must_be_mirror(self) -> MirrorRecord:
+        """Return the mirror's page.
+
+        Raises:
+            BackupNotFoundError: there is no mirror.
+        """
+        if self.record is None:
+            raise BackupNotFoundError(
+                f"There is no mirror at {self.text}",
+                f"{catalog.RECORD} is not there",
+                "Correct the path, or sync first.",
+            )
+        return self.record
+
+    def unfinished(self) -> list[Skipped]:
+        """Return what there is to say of a mirror that was never complete."""
+        if self.record is None or self.record.finished:
+            return []
+        return [Skipped(self.text, "it was never complete: its first sync has not come to its end")]
 
     def entries(self) -> Iterator[Entry]:
         """Yield what the copy that counts has, keys without its prefix; of a plain listing if it has no records."""
@@ -89,6 +110,13 @@ def is_mirror(location_text: str) -> bool:
         return store.stat(catalog.RECORD) is not None
 
 
+def is_series(location_text: str) -> bool:
+    """Tell whether there is a series of backups at a store path."""
+    store = open_store(series_at(location_text))
+    with contextlib.closing(store):
+        return bool(committed_backups(store))
+
+
 def pull_mirror(
     mirror: str,
     directory: str,
@@ -117,6 +145,7 @@ def recycler(mirror: str) -> RecyclerResult:
     """List the files of a mirror that are gone in its directory and still there."""
     with contextlib.ExitStack() as stack:
         reader = MirrorReader(stack, mirror)
+        reader.must_be_mirror()
         files = [
             RecycledFile(name=reader.name(entry), size=entry.size, gone=entry.gone) for entry in reader.tombstones()
         ]
@@ -138,6 +167,7 @@ def undelete(
     """
     with contextlib.ExitStack() as stack:
         reader = MirrorReader(stack, mirror)
+        reader.must_be_mirror()
         used = set[str]()
 
         def is_chosen(entry: Entry) -> bool:
@@ -216,7 +246,7 @@ def _brought_back(
                 target.link_or_make(entry)
         target.set_modes()
         os.sync()
-    problems += target.problems
+    problems += [*target.problems, *reader.unfinished()]
     return MirrorPullResult(
         mirror=reader.text,
         directory=directory,
@@ -224,7 +254,7 @@ def _brought_back(
         bytes=target.bytes,
         kept=target.kept,
         problems=tuple(problems),
-        verified=target.unverified == 0,
+        verified=target.unverified == 0 and not problems,
         seconds=time.monotonic() - began,
         peak_memory=memory.peak_memory(),
     )

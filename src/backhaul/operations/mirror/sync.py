@@ -19,7 +19,7 @@ from backhaul.errors import (
     LockBusyError,
     UsageError,
 )
-from backhaul.formats import names
+from backhaul.formats import catalog, names
 from backhaul.formats.file_names import shown
 from backhaul.formats.mirror_plan import PlanReader, PlanWriter
 from backhaul.formats.timetable import Timetable
@@ -97,16 +97,21 @@ class _Session:
         self.store: Store = open_store(self.location, policy=self.policy, limit=limit)
         stack.callback(self.store.close)
         self.records = Records(self.store, self.state)
+        self.kind: tuple[str, ...] = ()
         memory.settle_allocator()
 
     def remarks(self) -> tuple[str, ...]:
         """Return what there is to say of the records, here and there."""
-        return (*((self.state.remark,) if self.state.remark else ()), *self.records.remarks)
+        return (*((self.state.remark,) if self.state.remark else ()), *self.records.remarks, *self.kind)
 
     def planner(self, options: PlanOptions, now: dt.datetime, ended: Callable[[], bool] = lambda: False) -> Planner:
         """Load the records and return a planner; the group's block has been entered."""
-        if self.records.load() is None:
+        record = self.records.load()
+        if record is None:
             _refuse_series(self.store, self.location.text)
+            self.kind = ("this is a new mirror",)
+        elif record.building is not None or options.anew:
+            self.kind = ("this is about the second copy; the first one counts until that one is whole",)
         return Planner(self.tree, self.store, self.records, self.state, self.group, options, now, ended)
 
 
@@ -134,6 +139,12 @@ def make_plan(
     """
     with contextlib.ExitStack() as stack:
         session = _Session(stack, directory, mirror, run)
+        if output == "-" or f"{os.path.realpath(output)}/".startswith(f"{session.tree.path}/"):
+            raise UsageError(
+                f"The plan can't be written to {output}",
+                "it would be a file of the directory that it is of" if output != "-" else "a plan is a file",
+                "Name a file elsewhere: -o /tmp/plan.json",
+            )
         temporary = f"{output}.{os.getpid()}.partial"
         try:
             with open(temporary, "wb") as file:
@@ -331,6 +342,12 @@ def _prefix(location: Location) -> str:
 
 
 def _refuse_inside(tree: Tree, location: Location) -> None:
+    if tree.look(catalog.RECORD) is not None:
+        raise UsageError(
+            f"{tree.name} is a mirror itself",
+            f"it holds {catalog.RECORD}",
+            "DIR comes first, and MIRROR second. To bring a mirror back: backhaul pull MIRROR -o DIR",
+        )
     if location.kind != "local":
         return
     target = os.path.realpath(location.path)

@@ -6,10 +6,8 @@ import contextlib
 import time
 from collections.abc import Iterator
 
-from backhaul.errors import BackupNotFoundError
-from backhaul.formats import catalog
 from backhaul.formats.file_names import shown
-from backhaul.model.mirror import FILE, Entry, LocalFile
+from backhaul.model.mirror import FILE, SPECIAL, UNREADABLE, Entry, LocalFile
 from backhaul.model.objects import StoredObject
 from backhaul.model.results import MirrorVerifyResult, Skipped
 from backhaul.operations.mirror.content import ChangedError, ContentReader
@@ -47,12 +45,10 @@ def verify_mirror(
     files = size = read = 0
     with contextlib.ExitStack() as stack:
         reader = MirrorReader(stack, mirror)
-        if reader.record is None:
-            raise BackupNotFoundError(
-                f"There is no mirror at {mirror}", f"{catalog.RECORD} is not there", "Correct the path, or sync first."
-            )
+        record = reader.must_be_mirror()
+        problems += reader.unfinished()
         order, root = reader.records.order, reader.root
-        is_excluded = excluded(reader.record.exclude)
+        is_excluded = excluded(record.exclude)
         tree = Tree(directory) if directory is not None else None
         state = reader.state
         if tree is not None:
@@ -66,13 +62,21 @@ def verify_mirror(
             here = next(local, None)
             stored = in_order(listing(reader.store, reader.state, root, reader.group), order, mirror, strip=root)
             there = next(stored, None)
+            hidden: bytes | None = None  # the place of a directory that can't be read
             for entry in reader.entries():
                 name = reader.name(entry)
                 place = sort_key(name, entry.kind, order)
                 while here is not None and here[0] < place:
                     problems += _not_there(here[1])
                     here = next(local, None)
+                if hidden is not None and place.startswith(hidden):
+                    continue
                 file = here[1] if here is not None and here[0] == place else None
+                if file is not None and file.kind == UNREADABLE:
+                    hidden = place
+                    problems += _not_there(file)
+                    here = next(local, None)
+                    continue
                 if file is not None:
                     here = next(local, None)
                 while there is not None and there[0] < place:
@@ -83,7 +87,8 @@ def verify_mirror(
                         words = "gone" if file is None else "another one"
                         problems.append(Skipped(shown(name), f"the {entry.kind} is {words} here"))
                     continue
-                files, size = files + 1, size + entry.size
+                if not entry.gone:
+                    files, size = files + 1, size + entry.size
                 wrong = _stored_wrong(entry, thing)
                 if is_excluded(name):
                     pass
@@ -135,6 +140,8 @@ class _Nowhere:
 
 
 def _not_there(file: LocalFile) -> list[Skipped]:
+    if file.kind in (SPECIAL, UNREADABLE):
+        return [Skipped(shown(file.key), f"it can't be mirrored: {file.detail}")]
     return [Skipped(shown(file.key), "it is not in the mirror")]
 
 
