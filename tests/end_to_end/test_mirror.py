@@ -463,11 +463,13 @@ def test_locks(mirror: Mirror, tmp_path: Path) -> None:
 def test_starting_over(mirror: Mirror) -> None:
     """The old copy counts until the new one is whole; then it is in the recycler."""
     mirror.write("a", 10)
-    mirror.write("chunk", 30 * MB)
+    mirror.write("chunk", 60 * MB)
     mirror.sync()
     mirror.s3.delete_object(Bucket=mirror.bucket, Key="m/a")
     mirror.s3.put_object(Bucket=mirror.bucket, Key="m/a", Body=b"damaged!!!")
-    cut = mirror.run("sync", str(mirror.here), mirror.url, "--anew", "--for", "1s", "--limit", "10M", "--json")
+    cut = mirror.run(
+        "sync", str(mirror.here), mirror.url, "--anew", "--for", "1s", "--limit", "12M", "--streams", "1", "--json"
+    )
     assert cut.code == 75
     assert cut.json["building"]
     assert (mirror.stored()["a"], len(mirror.stored())) == (b"damaged!!!", 2)
@@ -645,8 +647,6 @@ def test_a_pull_does_not_leave_its_directory(mirror: Mirror, tmp_path: Path) -> 
     mirror.write("file", 10)
     mirror.write("other", 10)
     mirror.sync()
-    name = f"m/../{outside.name}/planted"
-    mirror.s3.copy_object(Bucket=mirror.bucket, Key=name, CopySource=f"{mirror.bucket}/m/file")
 
     def forge(entries: list[dict[str, Any]]) -> None:
         entries += [
@@ -714,3 +714,60 @@ def test_a_catalog_that_can_not_be_read(mirror: Mirror) -> None:
     assert (result["state"], result["sent"]["files"], result["recorded"]) == ("complete", 0, 1)
     assert mirror.sync()["remarks"] == []
     assert mirror.pull() == tree_contents(mirror.here)
+
+
+def test_misuse_is_refused_before_anything_happens(local_cli: Cli, tmp_path: Path) -> None:
+    """Arguments the wrong way round, places that hold other things, lost records, words that mean nothing."""
+    here, there = tmp_path / "here", tmp_path / "there"
+    here.mkdir()
+    (here / "name").write_bytes(b"newer")
+    environment = {"BACKHAUL_STATE": str(tmp_path / "state")}
+
+    def run(*arguments: str) -> Result:
+        return local_cli(*arguments, env=environment)
+
+    there.mkdir()
+    (there / "name").write_bytes(b"precious")
+    (there / "other").write_bytes(b"other")
+    refused = run("sync", str(here), str(there))
+    assert (refused.code, "1 objects that this mirror did not write" in refused.err) == (1, True)
+    assert (there / "name").read_bytes() == b"precious"
+    assert run("sync", str(here), str(there), "--overwrite").code == 0
+    (here / "name").write_bytes(b"newest")
+    around = run("sync", str(there), str(here))
+    assert (around.code, "is a mirror itself" in around.err) == (2, True)
+    assert (here / "name").read_bytes() == b"newest"
+    for sentinel in ("", "/etc/passwd", "../here/name"):
+        assert run("sync", str(here), str(there), "--sentinel", sentinel).code == 2
+    empty = run("sync", "", str(there))
+    assert (empty.code, "DIR is empty" in empty.err) == (2, True)
+    assert run("plan", str(here), str(there), "-o", str(here / "plan.json")).code == 2
+    assert run("undelete", str(tmp_path / "nothing")).code == 1
+    os.rename(there / ".backhaul", tmp_path / "records")
+    lost = run("sync", str(here), str(there))
+    assert (lost.code, "records of this mirror are gone" in lost.err) == (1, True)
+    os.rename(tmp_path / "records", there / ".backhaul")
+    assert run("sync", str(here), str(there)).code == 0
+    excluded = run("sync", str(here), str(there), "--exclude", "na*", "--json").json
+    assert (excluded["excluded"]["files"], excluded["kept"]["files"]) == (1, 0)
+
+
+def test_a_mirror_that_was_never_complete_says_so(mirror: Mirror) -> None:
+    """What came of a first sync that was cut is not taken for all there is."""
+    mirror.write("a", 10)
+    mirror.write("chunk", 60 * MB)
+    cut = mirror.run("sync", str(mirror.here), mirror.url, "--for", "1s", "--limit", "12M", "--streams", "1")
+    assert cut.code == 75
+    result = mirror.run("pull", "-q", mirror.url, "-o", str(mirror.back))
+    assert (result.code, "never complete" in result.err) == (3, True)
+    assert mirror.run("verify", mirror.url).code == 1
+    mirror.sync()
+    assert mirror.run("verify", mirror.url).code == 0
+
+
+def test_a_series_is_not_pulled_as_a_mirror(local_cli: Cli, tmp_path: Path) -> None:
+    (tmp_path / "into").mkdir()
+    local_cli.ok("push", "-q", str(tmp_path / "series"), "--", "echo", "x")
+    result = local_cli("pull", str(tmp_path / "series"), "-o", str(tmp_path / "into"))
+    assert (result.code, "it is a directory" in result.err) == (1, True)
+    assert list((tmp_path / "into").iterdir()) == []

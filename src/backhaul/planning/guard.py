@@ -132,7 +132,7 @@ def judge(
         )
         for mount in vanished_mounts
     ]
-    if totals.local.files == 0 and live > 0 and not allow_empty:
+    if totals.local.files + totals.excluded.files == 0 and live > 0 and not allow_empty:
         refusals.append(
             Refusal(
                 f"{directory} is empty",
