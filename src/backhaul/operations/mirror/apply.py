@@ -421,7 +421,9 @@ class Applier:
             try:
                 self._store.delete(key, etag=action.etag)
             except PreconditionError:
-                self._skip(action.key, "another object was put there since it was seen: it was not deleted")
+                # Not the mirror's any more, and so not its to delete.
+                self._remarks.append(f"{shown(key)} was not deleted: somebody has put another object there")
+                self._state.put(msgspec.structs.replace(known, dropped=True), order)
                 continue
             except StoreError as error:
                 self._fail(action.key, f"it could not be deleted: {error.why}")
