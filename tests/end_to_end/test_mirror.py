@@ -452,12 +452,15 @@ def test_locks(mirror: Mirror, tmp_path: Path) -> None:
         busy = mirror.run("sync", str(mirror.here), mirror.url, "--lock", str(lock))
         assert (busy.code, "groom.lock is locked" in busy.err) == (11, True)
     assert mirror.sync("--lock", str(lock))["state"] == "complete"
-    mirror.write("b", 30 * MB)
-    process = mirror.cli.start("sync", str(mirror.here), mirror.url, "--limit", "10M", env=mirror.environment)
-    while mirror.proxy.count("UploadPart") < 1 and process.poll() is None:
+    mirror.write("b", 60 * MB)
+    process = mirror.cli.start("sync", str(mirror.here), mirror.url, "--limit", "5M", env=mirror.environment)
+    while not open_uploads(mirror.s3, mirror.bucket) and process.poll() is None:
         time.sleep(0.01)
     assert mirror.run("sync", str(mirror.here), mirror.url).code == 11
-    assert process.wait(60) == 0
+    process.send_signal(signal.SIGTERM)
+    process.communicate(timeout=60)
+    assert process.returncode == 130
+    assert mirror.sync()["state"] == "complete"
 
 
 def test_starting_over(mirror: Mirror) -> None:
@@ -497,7 +500,7 @@ def test_pull_goes_on_and_replaces_nothing(mirror: Mirror) -> None:
             process.kill()
             break
         time.sleep(0.001)
-    process.wait(60)
+    process.communicate(timeout=60)
     (mirror.back / "own").unlink(missing_ok=True)
     (mirror.back / "own").write_bytes(b"my own file")
     result = mirror.run("pull", "-q", mirror.url, "-o", str(mirror.back))

@@ -495,16 +495,18 @@ def test_names_for_people_are_one_printable_line() -> None:
 def test_a_page_of_a_listing_in_any_order_of_its_fields() -> None:
     body = (
         b"<ListBucketResult><EncodingType>url</EncodingType><Contents><Size>3</Size><ETag>&quot;e&quot;</ETag>"
-        b"<Key>m/a%2Bb+c%0A</Key><Owner><ID>x</ID></Owner><LastModified>2026-11-21T02:00:00.000Z</LastModified>"
+        b"<Key>m/a%2Bb+c&amp;%0A</Key><Owner><ID>x</ID></Owner><LastModified>2026-11-21T02:00:00.000Z</LastModified>"
         b"</Contents><Contents><Key>m/dir/</Key><Size>0</Size><LastModified>2026-11-21T02:00:00Z</LastModified>"
         b"</Contents><IsTruncated>false</IsTruncated></ListBucketResult>"
     )
     page = read_page(body, "m/")
-    assert [(entry.key, entry.size, entry.etag) for entry in page.objects] == [("a+b c\n", 3, '"e"')]
+    assert [(entry.key, entry.size, entry.etag) for entry in page.objects] == [("a+b c&\n", 3, '"e"')]
     assert page.objects[0].modified == NOW
     assert b"Contents" not in page.rest
     assert b"<IsTruncated>false" in page.rest
-    plain = read_page(body.replace(b"<EncodingType>url</EncodingType>", b"").replace(b"a%2Bb+c%0A", b"a&amp;b+"), "m/")
+    plain = read_page(
+        body.replace(b"<EncodingType>url</EncodingType>", b"").replace(b"a%2Bb+c&amp;%0A", b"a&amp;b+"), "m/"
+    )
     assert plain.objects[0].key == "a&b+"
     with pytest.raises(FormatError):
         read_page(body.replace(b"<Size>3", b"<Size>three"), "m/")

@@ -60,10 +60,10 @@ def read_page(body: bytes, prefix: str) -> ListingPage:
 def _entry(piece: str, prefix: str, *, encoded: bool) -> StoredObject | None:
     fields = dict(_FIELD.findall(piece))
     key = fields["Key"]
-    if encoded:
-        key = unquote_plus(key) if "%" in key or "+" in key else key
-    elif "&" in key:
+    if "&" in key:
         key = unescape(key)
+    if encoded and ("%" in key or "+" in key):
+        key = unquote_plus(key)
     if not key.startswith(prefix):
         return None
     key = key[len(prefix) :]

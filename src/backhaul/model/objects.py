@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import datetime as dt
 from collections.abc import Mapping
-from types import MappingProxyType
 
 import msgspec
 
 Metadata = Mapping[str, str]
-NO_METADATA: Metadata = MappingProxyType({})
+NO_METADATA: Metadata = {}
 
 
 class StoredObject(msgspec.Struct, frozen=True, kw_only=True):

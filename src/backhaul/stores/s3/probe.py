@@ -83,8 +83,7 @@ class S3Probe:
             head = self._client.head_object(Bucket=self._bucket, Key=self._prefix + "access")
             body = self._client.get_object(Bucket=self._bucket, Key=self._prefix + "access", Range="bytes=10-19")
             piece = body["Body"].read()
-            listing = self._client.list_objects_v2(Bucket=self._bucket, Prefix=self._prefix)
-        listed = [entry["Key"] for entry in listing.get("Contents", [])]
+        listed = [self._store.prefix + entry.key for entry in self._store.list(self._prefix[len(self._store.prefix) :])]
         good = head["ContentLength"] == len(_SMALL) and piece == _SMALL[10:20] and listed == [self._prefix + "access"]
         return Finding(
             name="access",
