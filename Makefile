@@ -8,7 +8,8 @@
 
 PY := .venv/bin/python
 VENV := .venv/.installed
-WORKERS ?= $(shell nproc)
+# One more than there are cores: many tests wait, for retries, limits and servers.
+WORKERS ?= $(shell expr $$(nproc) + 1)
 
 .PHONY: demo test check bench docs lint clean
 
