@@ -63,7 +63,7 @@ def main() -> None:
         ("identities", key_file, lambda data: parse_identities(data.decode("utf-8", "replace"))),
         ("recipients", recipients, lambda data: parse_recipients(data.decode("utf-8", "replace"))),
     )
-    print("| parser | mangled inputs | refused | taken, as they still said the same | any other outcome |")
+    print("| parser | mangled inputs | refused | taken: still well-formed | any other outcome |")
     print("| --- | ---: | ---: | ---: | ---: |")
     for name, good, parse in parsers:
         refused = taken = 0
