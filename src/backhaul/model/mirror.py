@@ -105,8 +105,8 @@ class Action(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True, gc=F
         sent: bytes that will go over the line for it.
         identity: the local file as it was seen; None where there is none.
         etag: the object as it was seen; empty where there is none.
-        source, source_etag, source_size: what is copied to it, by ``rename``. (Of what is recycled ``/`` for a source says
-            that the key is one of an older copy, with its prefix.)
+        source, source_etag, source_size: what is copied to it, by ``rename``. (Of what is recycled, ``/`` says that
+            the key is one of an older copy, with its prefix.)
         parts: by ``delta``.
         gone: since when it is gone, of what is recycled.
         problem: whether a skip leaves the mirror incomplete.
