@@ -53,7 +53,7 @@ _PLAN_OPTIONS = (
     click.option("--allow-empty", is_flag=True, help="DIR may be empty."),
     click.option("--overwrite", is_flag=True, help="A new mirror may replace objects that it did not write."),
     click.option(
-        "--anew", is_flag=True, help="Begin a second copy beside the one that is there, which counts until then."
+        "--anew", is_flag=True, help="Begin a second copy beside the first, which counts until the second is whole."
     ),
 )
 _APPLY_OPTIONS = (
