@@ -11,7 +11,7 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -28,16 +28,20 @@ MB = 1_000_000
 
 
 class Counting(FaultProxy):
-    """Counts bytes of bodies, and remembers which objects were read."""
+    """Counts bytes of bodies, and remembers which objects were read, and which were put."""
 
     def __init__(self, upstream: str) -> None:
         super().__init__(upstream)
         self.sent = 0
         self.read: list[str] = []
+        self.put: list[str] = []
+
+    def observe(self, request: Any, status: int, headers: Mapping[str, str]) -> None:
+        super().observe(request, status, headers)
+        if request.operation in ("GetObject", "PutObject"):
+            (self.read if request.operation == "GetObject" else self.put).append(request.key)
 
     def request_body(self, request: Any, length: int, pieces: Iterator[bytes]) -> Iterator[bytes]:
-        if request.operation == "GetObject":
-            self.read.append(request.key)
         for piece in super().request_body(request, length, pieces):
             if request.operation in ("PutObject", "UploadPart"):
                 self.sent += len(piece)
@@ -123,7 +127,9 @@ def test_there_and_back(mirror: Mirror) -> None:
     assert set(mirror.stored()) - set(tree_contents(mirror.here)) == {"set 1/chunk", "empty"}
     # Of the mirror's objects nothing was read.
     assert [key for key in mirror.proxy.read if catalog.DIRECTORY not in key] == []
+    assert mirror.proxy.read != []  # its records were: reads are seen
     assert mirror.pull() == tree_contents(mirror.here)
+    assert {"m/new", "m/renamed"} <= set(mirror.proxy.read)
     assert mirror.run("verify", str(mirror.here), mirror.url).code == 0
     assert mirror.run("verify", "--deep", mirror.url).code == 0
     assert open_uploads(mirror.s3, mirror.bucket) == []
@@ -296,6 +302,59 @@ def test_another_file_system_is_refused(mirror: Mirror) -> None:
     finally:
         subprocess.run(["umount", "-l", str(mirror.here)], check=True)
     assert mirror.sync()["kept"]["files"] == 1
+
+
+def test_an_unreadable_directory_loses_nothing(mirror: Mirror) -> None:
+    """Files below a directory that can't be read stay as they are, and nothing is deleted in such a run."""
+    mirror.write("d/file", 10)
+    mirror.write("old", 10)
+    mirror.write("stay", 10)
+    mirror.sync()
+    os.unlink(mirror.here / "old")
+    mirror.sync()
+    time.sleep(1.1)
+    before = mirror.stored()
+    os.chmod(mirror.here / "d", 0)
+    # Root without what lets it read everything.
+    powerless = ["setpriv", "--bounding-set=-dac_override,-dac_read_search", sys.executable, "-m", "backhaul"]
+    command = [*powerless, "sync", str(mirror.here), mirror.url, "--recycle-after", "1s", "--json"]
+    environment = {**mirror.cli.environment, **mirror.environment}
+    done = subprocess.run(command, env=environment, capture_output=True, check=False)
+    os.chmod(mirror.here / "d", 0o700)
+    assert done.returncode == 3, done.stderr
+    result = json.loads(done.stdout)
+    assert "Permission denied" in result["skipped"][0]["reason"]
+    assert (result["held"]["files"], result["recycled"]["files"], result["tombstones"]["files"]) == (1, 0, 0)
+    assert mirror.stored() == before
+    assert mirror.sync("--recycle-after", "1s")["recycled"]["files"] == 1
+
+
+@pytest.mark.parametrize(
+    ("first", "order"), [("biggest", ["b", "a", "c"]), ("oldest", ["c", "b", "a"]), ("name", ["a", "b", "c"])]
+)
+def test_which_files_go_first(mirror: Mirror, first: str, order: list[str]) -> None:
+    for name, size, age in (("a", 200, 1), ("b", 300, 2), ("c", 100, 3)):
+        mirror.write(name, size)
+        os.utime(mirror.here / name, (time.time() - age * 86400,) * 2)
+    mirror.sync("--first", first, "--streams", "1")
+    assert [key.removeprefix("m/") for key in mirror.proxy.put if catalog.DIRECTORY not in key] == order
+
+
+def test_errors_of_a_store_say_what_why_and_what_next(mirror: Mirror) -> None:
+    """A bucket that is not there, a port that nobody listens on, a word that is no store."""
+    mirror.write("a", 10)
+    for url, code, words in (
+        (mirror.url.replace(mirror.bucket, "no-such-bucket"), 10, "no-such-bucket"),
+        (f"s3://{mirror.bucket}/m?endpoint=http://127.0.0.1:9", 1, "127.0.0.1:9"),
+        (f"s3:/{mirror.bucket}/m", 2, f"Did you mean s3://{mirror.bucket}/m?"),
+        (f"s3://{mirror.bucket}", 2, "whole bucket"),
+    ):
+        result = mirror.run("sync", str(mirror.here), url, "--retry-for", "1s")
+        assert (result.code, words in result.err) == (code, True), result.err
+        assert all(label in result.err for label in ("why:", "next:")), result.err
+    nothing = mirror.here / "empty"
+    nothing.mkdir()
+    assert mirror.run("sync", str(nothing), mirror.url).code == 0  # a new mirror of nothing is a mirror
 
 
 def test_the_recycler(mirror: Mirror) -> None:

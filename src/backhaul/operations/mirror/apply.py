@@ -44,9 +44,11 @@ from backhaul.model.mirror import (
     RECORD,
     RECYCLE,
     RENAME,
+    REPLACE,
     SENDING,
     SKIP,
     TOMBSTONE,
+    UPLOAD,
     Action,
     Building,
     Count,
@@ -337,7 +339,7 @@ class Applier:
                     # Once more, as it is now; as a whole, since the plan was made of something else.
                     action = msgspec.structs.replace(
                         action,
-                        kind="replace" if action.etag else "upload",
+                        kind=REPLACE if action.etag else UPLOAD,
                         identity=seen.identity,
                         size=seen.identity.size,
                         sent=seen.identity.size,
@@ -382,7 +384,7 @@ class Applier:
                 continue
             source = self._state.entry(self._root + action.source, FILE, self._records.order)
             if source is None or action.identity is None or source.modified != action.identity.modified:
-                whole = msgspec.structs.replace(action, kind="upload", source="", sent=action.size)
+                whole = msgspec.structs.replace(action, kind=UPLOAD, source="", sent=action.size)
                 self._do(whole)
             else:
                 self._do(msgspec.structs.replace(action, source=source.key))

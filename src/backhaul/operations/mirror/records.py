@@ -9,6 +9,7 @@ from __future__ import annotations
 import datetime as dt
 import itertools
 import secrets
+import threading
 
 import zstandard
 
@@ -47,6 +48,7 @@ class Records:
         self._record_etag: str | None = None
         self._highest = 0
         self._outdated: list[str] = []
+        self._lock = threading.Lock()
         self.bytes_sent = 0
         self.remarks: list[str] = []
         # Whether this host knows a mirror here whose page is gone.
@@ -202,7 +204,8 @@ class Records:
 
     def _put(self, key: str, data: bytes, *, if_absent: bool) -> StoredObject:
         stored = self._store.put(key, data, crc64nvme(data), if_absent=if_absent)
-        self.bytes_sent += len(data)
+        with self._lock:  # signatures come from many threads
+            self.bytes_sent += len(data)
         return stored
 
 
