@@ -15,7 +15,7 @@ from backhaul.formats.names import is_backup_id, object_key, parse_key
 from backhaul.model.manifest import Manifest
 
 FORMAT = "backhaul-manifest"
-VERSION = "1.2"
+VERSION = "1.3"
 _MAJOR = 1
 _LONGEST_MAJOR = 9
 # A manifest is a page of text; anything larger is not one and is not read into memory.

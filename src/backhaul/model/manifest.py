@@ -90,6 +90,93 @@ class SegmentRecord(msgspec.Struct, frozen=True, kw_only=True):
     store: StoreRecord
 
 
+class StreamPart(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """What of a database a stream is: ``section`` is one of ``SECTIONS``.
+
+    ``database`` is empty for what belongs to the whole server; ``others`` says that the stream holds, of its
+    database, all that no stream names, besides what it names itself (``TableRecord.stream``).
+    """
+
+    section: str
+    database: str = ""
+    others: bool = False
+
+
+# The order of a restore: accounts; definitions; rows; what is made once the rows are there. ``whole`` is all of it.
+GLOBALS, SCHEMA, DATA, AFTER, WHOLE = "globals", "schema", "data", "after", "whole"
+SECTIONS = (GLOBALS, SCHEMA, DATA, AFTER, WHOLE)
+
+
+class TableRecord(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True, gc=False):
+    """A table of a database, or a file of a set.
+
+    Attributes:
+        name: as its server writes it, quoted where it has to be; with its schema where there are such.
+        rows: counted in the state that was backed up; None where they were not counted.
+        size: bytes that it took at the source.
+        stream: which stream has its rows; empty where there is one alone, or for all that no stream names.
+        kind: ``table``; ``view`` of a materialised view; ``sequence``; ``file``.
+        apart: it was not read in the state of the others: its engine knows no transactions.
+    """
+
+    name: str
+    rows: int | None = None
+    size: Count = 0
+    stream: str = ""
+    kind: str = "table"
+    apart: bool = False
+
+
+class DatabaseRecord(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """A database as it was backed up.
+
+    Attributes:
+        name: its name.
+        size: bytes at the source.
+        tables: what it holds.
+        properties: what its server needs to make it again: encoding, collation, owner and the like.
+        settings: statements of its own, with ``{database}`` for its quoted name.
+        needs: roles, extensions, plugins and the like that a server must have; names by kind.
+    """
+
+    name: str
+    size: Count = 0
+    tables: tuple[TableRecord, ...] = ()
+    properties: Mapping[str, str] = {}
+    settings: tuple[str, ...] = ()
+    needs: Mapping[str, tuple[str, ...]] = {}
+
+
+class SourceRecord(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """What was backed up, where it was not just a stream of bytes.
+
+    Attributes:
+        kind: ``postgresql``, ``mariadb``, either with ``+physical``, ``sqlite``, ``redis`` or ``dir``.
+        server: the server's version as it names itself.
+        address: where it was, without secrets.
+        tools: the programs that made the streams, with their versions.
+        size: bytes at the source.
+        seconds: from the fixing of the state to the end of the last stream.
+        state_of: when the state was fixed (ISO, UTC).
+        coordinates: where in the server's log the state is: LSNs, binlog file and position, GTID, replication id.
+        databases: what it holds.
+        cluster: whether it is the whole server.
+        remarks: what whoever restores it should know.
+    """
+
+    kind: str
+    server: str
+    address: str
+    state_of: str
+    tools: Mapping[str, str] = {}
+    size: Count = 0
+    seconds: float = 0.0
+    coordinates: Mapping[str, str] = {}
+    databases: tuple[DatabaseRecord, ...] = ()
+    cluster: bool = False
+    remarks: tuple[str, ...] = ()
+
+
 class StreamRecord(msgspec.Struct, frozen=True, kw_only=True):
     """One stream of a backup.
 
@@ -108,6 +195,7 @@ class StreamRecord(msgspec.Struct, frozen=True, kw_only=True):
     seek_table: SeekTablePosition | None = None
     segments: tuple[SegmentRecord, ...] = ()
     encryption: EncryptionRecord | None = None
+    part: StreamPart | None = None
 
     @property
     def objects(self) -> tuple[SegmentRecord, ...]:
@@ -119,7 +207,7 @@ class StreamRecord(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class ProducerRecord(msgspec.Struct, frozen=True, kw_only=True):
-    """What wrote the streams: ``kind`` is ``command``, ``stdin`` or ``file``.
+    """What wrote a stream: ``kind`` is ``command``, ``stdin``, ``file``, or ``protocol`` (a server, spoken to).
 
     ``command`` has its secrets masked; ``path`` is the file's.
     """
@@ -155,6 +243,7 @@ class Manifest(msgspec.Struct, frozen=True, kw_only=True):
     tool: Tool
     streams: tuple[StreamRecord, ...]
     producers: tuple[ProducerRecord, ...]
+    source: SourceRecord | None = None
     extra: Mapping[str, Any] = {}
 
     def stream(self, name: str) -> StreamRecord | None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import msgspec
 
-from backhaul.model.manifest import Manifest
+from backhaul.model.manifest import Manifest, SourceRecord
 from backhaul.model.mirror import Count
 
 
@@ -45,20 +45,33 @@ class DestinationResult(msgspec.Struct, frozen=True, kw_only=True):
     error_next: str | None = None
 
 
+class PushedStream(msgspec.Struct, frozen=True, kw_only=True):
+    """One stream of a push; ``seconds`` is its producer's time."""
+
+    name: str
+    raw_size: int
+    stored_size: int
+    seconds: float
+
+
 class PushResult(msgspec.Struct, frozen=True, kw_only=True):
     """A push that ended with at least its required destinations committed.
 
+    ``stream`` and ``raw_blake3`` are those of a single stream, None where there are several; ``source`` is what was
+    backed up, where that is known.
     ``recipients`` are the key ids that it is encrypted for; ``remark`` says what its operator may want to know, or is
     None.
     """
 
     id: str
-    stream: str
+    stream: str | None
     raw_size: int
     stored_size: int
     seconds: float
     frames: int
-    raw_blake3: str
+    raw_blake3: str | None
+    streams: tuple[PushedStream, ...] = ()
+    source: SourceRecord | None = None
     destinations: tuple[DestinationResult, ...]
     required: int
     memory: MemoryBound

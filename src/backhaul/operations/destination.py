@@ -1,10 +1,11 @@
-"""One destination of a push: its claim on the id, its share of the stream, its commit, and its fate.
+"""One destination of a push: its claim on the id, its share of each stream, its commit, and its fate.
 
 The order of a commit, and what a stop in between leaves:
 
-1. objects completed (invisible to every listing without a manifest; taken back at a stop);
-2. manifest sent: the point of no return. From here on nothing is deleted by this run, since the manifest may
-   stand or still arrive although no reply came;
+1. each stream's objects completed when it has ended well (invisible to every listing without a manifest; taken back
+   at a stop);
+2. after the last one the manifest sent: the point of no return. From here on nothing is deleted by this run, since
+   the manifest may stand or still arrive although no reply came;
 3. claim released.
 
 With a journal (a source that can be read again) an interrupted destination is not taken back but left as it is,
@@ -14,8 +15,10 @@ for the next run to go on from.
 from __future__ import annotations
 
 import contextlib
+import functools
+import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from concurrent.futures import Future
 
 import msgspec
@@ -55,7 +58,38 @@ CLEANUP_PATIENCE = 2.0
 REWRITTEN = "an interrupted push to a directory is begun anew"
 
 
-MakeManifest = Callable[[Transcript, tuple[Segment, ...]], Manifest]
+# The objects of every stream, by its name, as one destination has them.
+StoredStreams = Mapping[str, tuple[Segment, ...]]
+MakeManifest = Callable[[StoredStreams], Manifest]
+
+
+class Delivery:
+    """One stream on its way to one destination: what waits, and what writes it."""
+
+    def __init__(self, stream: str, queue: PieceQueue, writer: StreamWriter) -> None:
+        self.stream = stream
+        self.queue = queue
+        self.writer: StreamWriter | None = writer
+        self.objects: tuple[Segment, ...] = ()
+        self._keys: tuple[str, ...] = ()
+        self._hedges = 0
+
+    @property
+    def keys(self) -> tuple[str, ...]:
+        """Every name under which an object may have become visible."""
+        return self.writer.keys if self.writer is not None else self._keys
+
+    @property
+    def hedges(self) -> int:
+        """How many parts were tried twice because the first try was slow."""
+        return self.writer.hedges if self.writer is not None else self._hedges
+
+    def completed(self, objects: tuple[Segment, ...]) -> None:
+        """Note the objects, and let go of the writer's memory."""
+        assert self.writer is not None
+        self.objects, self._keys, self._hedges = objects, self.writer.keys, self.writer.hedges
+        self.writer.close()
+        self.writer = None
 
 
 class Destination:
@@ -89,9 +123,9 @@ class Destination:
         self._backup = ""
         self._claim: Claim | None = None
         self._manifest_sent = False
-        self._objects: tuple[Segment, ...] = ()
-        self._writer: StreamWriter | None = None
-        self._queue: PieceQueue | None = None
+        self._deliveries: list[Delivery] = []
+        self._running = 0
+        self._lock = threading.Lock()
         self._group: Supervisor | None = None
 
     # -- the claim ---------------------------------------------------------------------------------------
@@ -217,23 +251,43 @@ class Destination:
         """Whether the backup is not here yet."""
         return self._previous is None
 
-    # -- the stream --------------------------------------------------------------------------------------
+    # -- the streams -------------------------------------------------------------------------------------
 
     def attach(
         self,
         group: Supervisor,
+        stream: str,
         file: str,
         *,
         patience: float,
         stall_after: float | None,
         spool: Spool | None,
-    ) -> PieceQueue:
-        """Make ready for the stream; return the queue that its pieces go into."""
+        lanes: int = 1,
+    ) -> Delivery | None:
+        """Make ready for a stream; None if this destination has failed meanwhile.
+
+        Args:
+            group: whose threads deliver.
+            stream: its name.
+            file: the name of its object.
+            patience: seconds for which the store is tried again.
+            stall_after: seconds without any progress after which it is given up.
+            spool: where what it has not taken goes, or None.
+            lanes: how many streams are delivered at once: they share the requests that may be under way.
+        """
         assert self.rules is not None
         if self.journal is not None:
             self.journal.inherited = False  # from here on what is left is this run's too
         self._group = group
-        self._queue = PieceQueue(
+        rules = self.rules
+        if lanes > 1 and rules.buffered:
+            rules = msgspec.structs.replace(rules, parallel=max(2, -(-rules.parallel // lanes)))
+        numbered = rules.layout.numbered
+
+        def key_of(segment: int) -> str:
+            return names.object_key(self._backup, names.segment_file(file, segment, numbered=numbered))
+
+        queue = PieceQueue(
             group,
             memory.QUEUE_BYTES,
             spool=spool,
@@ -241,38 +295,46 @@ class Destination:
             on_stall=self._stalled,
             on_spool_error=self._spool_failed,
         )
-        numbered = self.rules.layout.numbered
-
-        def key_of(segment: int) -> str:
-            return names.object_key(self._backup, names.segment_file(file, segment, numbered=numbered))
-
-        self._writer = StreamWriter(
+        writer = StreamWriter(
             self.store,
-            self.rules,
+            rules,
             key_of,
             group,
             on_sent=self.progress.add,
-            on_progress=self._moved,
+            on_progress=functools.partial(self._moved, queue),
             ledger=self.journal,
-            on_failure=self._queue.abandon,
+            on_failure=queue.abandon,
         )
+        delivery = Delivery(stream, queue, writer)
+        with self._lock:
+            if self.failure is not None:
+                writer.close()
+                return None
+            self._running += 1
+            self._deliveries.append(delivery)
         self._policy.patience = self._policy.reach_patience = patience
         self._policy.on_failure = self._trouble
         self.progress.state = "sending"
-        return self._queue
+        return delivery
 
-    def _moved(self, _count: int) -> None:
-        assert self._queue is not None
-        self._queue.moved()
-        self.progress.spooled = self._queue.spooled
+    def _moved(self, queue: PieceQueue, _count: int) -> None:
+        queue.moved()
+        self._count_spooled()
+
+    def _count_spooled(self) -> None:
+        self.progress.spooled = sum(delivery.queue.spooled for delivery in self._deliveries)
 
     def _trouble(self, error: StoreError) -> None:
-        if isinstance(error, StoreThrottledError) and self._writer is not None:
-            self._writer.throttled()
+        if isinstance(error, StoreThrottledError):
+            for writer in self._writers():
+                writer.throttled()
+
+    def _writers(self) -> list[StreamWriter]:
+        with self._lock:
+            return [delivery.writer for delivery in self._deliveries if delivery.writer is not None]
 
     def _stalled(self, seconds: float) -> None:
-        assert self._writer is not None
-        self._writer.fail(
+        self._fail_writers(
             StoreStalledError(
                 f"{self.text} was dropped",
                 f"it took nothing for {format_duration(seconds)} while the dump waited for it",
@@ -281,41 +343,67 @@ class Destination:
         )
 
     def _spool_failed(self, error: OSError) -> None:
-        assert self._writer is not None
-        self._writer.fail(_spool_error(self.text, error))
+        self._fail_writers(_spool_error(self.text, error))
 
-    def deliver(self, transcript: Future[Transcript], manifest: MakeManifest) -> None:
-        """Send the stream from the queue, and commit it. A failure is kept, and this run's traces are removed.
+    def _fail_writers(self, error: BackhaulError) -> None:
+        for writer in self._writers():
+            writer.fail(error)
+
+    def deliver(self, delivery: Delivery, transcript: Future[Transcript]) -> bool:
+        """Send a stream from its queue, and complete its objects; tell whether that is done.
+
+        A failure is kept. Once no stream is under way any more, this run's traces are removed.
 
         Raises:
             StoppedError: the whole run was stopped.
         """
-        assert self._group is not None and self._queue is not None and self._writer is not None
+        assert self._group is not None and delivery.writer is not None
         try:
             try:
-                for piece in self._queue:
-                    self._writer.write(piece)
-                    self.progress.spooled = self._queue.spooled
+                for piece in delivery.queue:
+                    delivery.writer.write(piece)
+                    self._count_spooled()
             except (AbandonedError, OSError):
                 # The queue, and its spool, are closed when a part has failed: that is the news then.
-                self._writer.check()
+                delivery.writer.check()
                 raise
-            self._writer.finish()
-            self.progress.state = "committing"
-            self._commit(transcript.result(), manifest)
-        except (BackhaulError, OSError) as error:
+            delivery.writer.finish()
+            self._complete(delivery, transcript.result())
+            return True
+        except (AbandonedError, BackhaulError, OSError) as error:
             self._group.check()  # after a stop a failure is its consequence, and cleaned up with the rest
-            if isinstance(error, OSError):
-                self._spool_failed(error)
-                error = _spool_error(self.text, error)
-            self.fail(error)
-            self._queue.abandon()
-            if isinstance(error, StoreUnavailableError | StoreStalledError):
-                self.leave()
-            else:
-                self.clean_up()
+            self._give_up(error)
+            delivery.queue.abandon()
+            return False
         finally:
-            self._writer.close()
+            if delivery.writer is not None:
+                delivery.writer.close()
+            with self._lock:
+                self._running -= 1
+                ended = self._running == 0
+            if ended and self.failure is not None and not self._group.stopped:
+                self._leave_or_clean_up()
+
+    def _give_up(self, error: Exception) -> None:
+        """Note the first failure, and have the other streams' deliveries end."""
+        with self._lock:
+            if self.failure is not None:
+                return
+            if isinstance(error, AbandonedError):
+                raise error  # nobody gave this destination up: a fault that must not pass for an end
+            if isinstance(error, OSError):
+                error = _spool_error(self.text, error)
+            assert isinstance(error, BackhaulError)
+            self.fail(error)
+        self._fail_writers(error)
+        for delivery in self._deliveries:
+            delivery.queue.abandon()
+
+    def _leave_or_clean_up(self) -> None:
+        if isinstance(self.failure, StoreUnavailableError | StoreStalledError):
+            self.leave()
+        else:
+            self.clean_up()
 
     def confirm(self, transcript: Transcript) -> None:
         """Compare the stream with the backup that was here before this run began.
@@ -337,28 +425,58 @@ class Destination:
                 )
             )
 
-    def _commit(self, transcript: Transcript, manifest: MakeManifest) -> None:
-        assert self._group is not None and self._writer is not None
+    def _complete(self, delivery: Delivery, transcript: Transcript) -> None:
+        """Make a stream's objects visible: it has ended well, and every byte of it was acknowledged."""
+        assert self._group is not None and delivery.writer is not None
         self._check_claim()
         assert self._claim is not None
         # A completed upload is, to S3, as old as its beginning: the claim is what keeps clean away until the manifest
         # stands, however long that takes.
         series.renew_claim(self.store, self._backup, self._claim)
         self._group.check()
-        self._objects = self._writer.commit(transcript.crc)
+        delivery.completed(delivery.writer.commit(transcript.crc))
+        if self._group.stopped:
+            self._take_back()
+            self._group.check()
+
+    def _take_back(self) -> None:
+        """Delete what was completed after a stop: whoever cleaned up meanwhile could not see it.
+
+        The objects are this run's: they were created just now, and only if there were none.
+        """
+        if self._suspended:
+            return
+        for delivery in self._deliveries:
+            for segment in delivery.objects:
+                with contextlib.suppress(StoreError):
+                    self.store.delete(segment.key)
+        self.clean_up()
+
+    def commit(self, manifest: MakeManifest) -> None:
+        """Write the manifest: every stream is here. A failure is kept, and this run's traces are removed.
+
+        Raises:
+            StoppedError: the whole run was stopped.
+        """
+        assert self._group is not None
+        self.progress.state = "committing"
         try:
-            record = self._ready_to_commit(transcript, manifest)
+            self._commit(manifest)
+        except BackhaulError as error:
+            self._group.check()
+            self.fail(error)
+            self._leave_or_clean_up()
+
+    def _commit(self, manifest: MakeManifest) -> None:
+        assert self._group is not None
+        try:
+            record = self._ready_to_commit(manifest)
             with self._group.condition:
                 self._group.check()
                 self._manifest_sent = True
         except (StoppedError, BackhaulError):
-            # After a stop, whoever cleaned up meanwhile could not see the objects, and has released the claim. They
-            # are this run's: they were created just now, and only if there were none.
-            if self._group.stopped and not self._suspended:
-                for segment in self._objects:
-                    with contextlib.suppress(StoreError):
-                        self.store.delete(segment.key)
-                self.clean_up()
+            if self._group.stopped:
+                self._take_back()
             raise
         self.progress.state = "commit in doubt"
         series.write_manifest(self.store, record)
@@ -366,10 +484,11 @@ class Destination:
         self.progress.state = "committed"
         self._end_journal()
 
-    def _ready_to_commit(self, transcript: Transcript, manifest: MakeManifest) -> Manifest:
+    def _ready_to_commit(self, manifest: MakeManifest) -> Manifest:
         """Make sure that the objects are there and still this run's, and return the manifest that says so."""
         self._check_claim()
-        for segment in self._objects:
+        stored = {delivery.stream: delivery.objects for delivery in self._deliveries}
+        for segment in (segment for segments in stored.values() for segment in segments):
             found = self.store.stat(segment.key)
             if found is None or found.size != segment.size:
                 raise IntegrityError(
@@ -377,7 +496,7 @@ class Destination:
                     "it was complete a moment ago" if found is None else f"it has {found.size} bytes now",
                     "Another program deletes or writes there; nothing was committed.",
                 )
-        record = manifest(transcript, self._objects)
+        record = manifest(stored)
         manifest_format.encode(record)  # what can't be written must fail before the point of no return
         return record
 
@@ -438,15 +557,15 @@ class Destination:
         return True
 
     def _abort_uploads(self) -> None:
-        if self._writer is not None:
-            self._writer.abort()
+        for writer in self._writers():
+            writer.abort()
         if self.journal is not None:
             self.journal.forsake(self.store)
 
     def _remove_objects(self) -> None:
         # Only under a claim that is certainly this run's: an id that another run has is not touched.
         if self._claim is not None and self._owns_claim():
-            for key in self._writer.keys if self._writer is not None else ():
+            for key in (key for delivery in self._deliveries for key in delivery.keys):
                 self.store.delete(key)
             series.release_claim(self.store, self._backup)
             self._claim = None
@@ -470,7 +589,7 @@ class Destination:
             sent=self.progress.sent,
             reused=self.progress.reused,
             retries=self._policy.retries,
-            hedges=self._writer.hedges if self._writer is not None else 0,
+            hedges=sum(delivery.hedges for delivery in self._deliveries),
             remark=self.remark,
             manifest=f"{self.store.url}/{names.object_key(manifest.id, names.MANIFEST)}" if manifest else None,
             error_what=error.what if error else None,

@@ -16,7 +16,7 @@ from backhaul.errors import SourceError
 from backhaul.formats import seekable
 from backhaul.model.manifest import ProducerRecord, RawBytes, SeekTablePosition, StoredBytes
 from backhaul.operations import memory
-from backhaul.operations.progress import PushProgress
+from backhaul.operations.progress import StreamProgress
 from backhaul.pipeline.buffers import BufferPool
 from backhaul.pipeline.ordered_map import OrderedMap
 from backhaul.pipeline.supervisor import Supervisor
@@ -69,6 +69,7 @@ class StreamEncoder:
         allow_empty: whether a stream of no bytes is a backup.
         progress: counters to keep up to date.
         key: what the stream is encrypted with, or None.
+        on_settled: told when the transcript is there, before the stream's takers are told of its end.
     """
 
     def __init__(
@@ -80,9 +81,11 @@ class StreamEncoder:
         workers: int,
         expect: tuple[str, ...],
         allow_empty: bool,
-        progress: PushProgress,
+        progress: StreamProgress,
         key: StreamKey | None = None,
+        on_settled: Callable[[], None] = lambda: None,
     ) -> None:
+        self._on_settled = on_settled
         self.transcript: Future[Transcript] = Future()
         self._group = group
         self._source = source
@@ -220,4 +223,5 @@ class StreamEncoder:
                 producer=self._producer,
             )
         )
+        self._on_settled()
         tee.end()

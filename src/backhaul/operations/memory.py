@@ -76,8 +76,9 @@ def push_bound(
     frames: int = 0,
     *,
     encrypted: bool = False,
+    lanes: int = 1,
 ) -> MemoryBound:
-    """Return the bound of a push.
+    """Return the bound of a push; ``workers``, ``stored_size`` and ``frames`` are those of each of ``lanes`` streams.
 
     ``stored_size`` and ``frames`` are what was stored so far: parts, and with them their buffers, grow with
     the stream (``formats.part_sizes``), and the seek table has 8 bytes a frame, twice while it is encoded,
@@ -85,19 +86,17 @@ def push_bound(
     """
     window = push_window(workers)
     frame = compress.largest_frame(compress.FRAME_SIZE)
-    return _bound(
-        {
-            "base": BASE,
-            "read buffers": (window + 1) * compress.FRAME_SIZE,
-            "frames in flight": (window + 1) * frame,
-            "compressor tables": workers * (compress.context_memory(setting) + compress.FRAME_SIZE),
-            "queues": len(destinations) * (QUEUE_BYTES + frame),
-            "part buffers": sum(multipart.memory_bound(rules, frame, stored_size) for rules in destinations),
-            "seek table": 4 * frames * ENTRY_SIZE,
-            # Each batch as it comes, sealed chunk by chunk, and sealed as one; and the frames that its ends lie in.
-            **({"sealing": 3 * (window + 2) * encrypt.BATCH_SIZE + 2 * frame} if encrypted else {}),
-        }
-    )
+    each = {
+        "read buffers": (window + 1) * compress.FRAME_SIZE,
+        "frames in flight": (window + 1) * frame,
+        "compressor tables": workers * (compress.context_memory(setting) + compress.FRAME_SIZE),
+        "queues": len(destinations) * (QUEUE_BYTES + frame),
+        "part buffers": sum(multipart.memory_bound(rules, frame, stored_size) for rules in destinations),
+        "seek table": 4 * frames * ENTRY_SIZE,
+        # Each batch as it comes, sealed chunk by chunk, and sealed as one; and the frames that its ends lie in.
+        **({"sealing": 3 * (window + 2) * encrypt.BATCH_SIZE + 2 * frame} if encrypted else {}),
+    }
+    return _bound({"base": BASE, **{term: lanes * size for term, size in each.items()}})
 
 
 def pull_bound(

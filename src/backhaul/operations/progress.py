@@ -5,6 +5,23 @@ from __future__ import annotations
 import threading
 
 
+class TableProgress:
+    """How many tables of ``total`` were begun, and the latest one's name; ``phase`` is what goes on now."""
+
+    def __init__(self) -> None:
+        self.total = 0
+        self.begun = 0
+        self.latest = ""
+        self.phase = ""
+        self._lock = threading.Lock()
+
+    def begin(self, name: str) -> None:
+        """Count a table; called from many threads."""
+        with self._lock:
+            self.begun += 1
+            self.latest = name
+
+
 class DestinationProgress:
     """How far one destination is.
 
@@ -29,13 +46,32 @@ class DestinationProgress:
                 self.sent += count
 
 
-class PushProgress:
-    """Bytes in (``raw``), bytes out (``stored``), and each destination. Each counter has one writer."""
+class StreamProgress:
+    """Bytes in (``raw``) and bytes out (``stored``) of one stream. Each counter has one writer."""
 
-    def __init__(self) -> None:
+    def __init__(self, name: str) -> None:
+        self.name = name
         self.raw = 0
         self.stored = 0
+
+
+class PushProgress:
+    """Each stream, each destination, and the tables that the producers are at."""
+
+    def __init__(self) -> None:
+        self.streams: list[StreamProgress] = []
         self.destinations: list[DestinationProgress] = []
+        self.tables = TableProgress()
+
+    @property
+    def raw(self) -> int:
+        """Bytes in, over all streams."""
+        return sum(stream.raw for stream in self.streams)
+
+    @property
+    def stored(self) -> int:
+        """Bytes out, over all streams."""
+        return sum(stream.stored for stream in self.streams)
 
 
 class PullProgress:

@@ -1,15 +1,18 @@
-"""push: one stream becomes a backup in every destination, in one pass.
+"""push: one stream, or several of one state, become a backup in every destination, in one pass.
 
 The order, which every promise leans on:
 
 1. claim the id in every destination (finds wrong credentials before the dump begins), or take an interrupted
    run's over where the source can be read again;
-2. start the producer; read, hash, compress, hash, tee; each destination sends parts as they fill;
-3. the stream ends: the producer must have ended well and shown its markers, or nothing is committed;
-4. each destination for itself: all parts acknowledged, object completed, manifest written, claim released.
+2. open the source, which fixes the state that all streams are of; for each stream, some of them side by side: start
+   the producer; read, hash, compress, hash, tee; each destination sends parts as they fill;
+3. a stream ends: its producer must have ended well and shown its markers, or nothing is committed; each destination
+   completes its object, which nobody sees without a manifest;
+4. the last stream has ended, and the source says that all were of one state: each destination for itself writes the
+   manifest and releases the claim.
 
 A destination that fails takes only itself out. What fails before step 4 takes the whole run down, and
-then every destination's upload is aborted and its claim released.
+then every destination's uploads are aborted, its objects removed and its claim released.
 """
 
 from __future__ import annotations
@@ -21,7 +24,8 @@ import os
 import socket
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Future
 
 import msgspec
 
@@ -51,26 +55,27 @@ from backhaul.model.manifest import (
     Manifest,
     RawBytes,
     SegmentRecord,
+    SourceRecord,
     StoreRecord,
     StreamRecord,
     Tool,
 )
 from backhaul.model.objects import StoredObject
-from backhaul.model.results import PushResult
+from backhaul.model.results import PushedStream, PushResult
 from backhaul.operations import memory, series
-from backhaul.operations.destination import CLEANUP_PATIENCE, REWRITTEN, Destination
+from backhaul.operations.destination import CLEANUP_PATIENCE, REWRITTEN, Delivery, Destination, StoredStreams
 from backhaul.operations.encoding import StreamEncoder, Transcript
 from backhaul.operations.encryption import authenticated, fresh_key, recipients_of
 from backhaul.operations.journal import UploadJournal, machine, same_upload
 from backhaul.operations.kept_key import drop_everywhere
 from backhaul.operations.pacing import rate_limit
 from backhaul.operations.places import place_of, series_at
-from backhaul.operations.progress import PushProgress
+from backhaul.operations.progress import PushProgress, StreamProgress
 from backhaul.pipeline.spool import Spool, SpoolSpace, open_nameless
 from backhaul.pipeline.supervisor import Supervisor
 from backhaul.pipeline.tee import Tee
 from backhaul.planning.requirement import required_destinations
-from backhaul.sources.base import Source
+from backhaul.sources.base import NamedStream, SingleStream, Source, SourceSet
 from backhaul.sources.file import FileSource
 from backhaul.stores.multipart import Segment
 from backhaul.stores.open import DEFAULT_PATIENCE, open_store
@@ -92,13 +97,13 @@ _KEY_BEGINNINGS = ("age1", "ssh-ed25519 ", "ssh-rsa ")
 
 
 class PushOptions(msgspec.Struct, frozen=True, kw_only=True):
-    """What to make of the stream.
+    """What to make of the stream, or streams.
 
     Attributes:
-        name: the stream's name.
+        name: the stream's name, where the source has just one and does not name it itself.
         compress: ``auto``, ``none`` or ``1`` to ``19``.
         require: how many destinations must hold it: ``all``, ``any`` or a number.
-        expect: texts that the last 4 KiB of the raw stream must hold.
+        expect: texts that the last 4 KiB of the raw stream must hold (of a single one: a set has its own).
         limit: bytes a second over all connections, by the time of day; None for no limit.
         allow_empty: whether a stream of no bytes is a backup.
         workers: compressing threads; None for one a core.
@@ -127,17 +132,17 @@ class PushOptions(msgspec.Struct, frozen=True, kw_only=True):
 
 def push(
     destinations: Sequence[str],
-    source: Source,
+    source: Source | SourceSet,
     options: PushOptions = PushOptions(),  # noqa: B008 - frozen
     *,
     progress: PushProgress | None = None,
     now: Callable[[], dt.datetime] = lambda: dt.datetime.now(dt.UTC),
 ) -> PushResult:
-    """Make one backup from one stream in every destination.
+    """Make one backup from one stream, or from a set of them, in every destination.
 
     Args:
         destinations: SERIES, as on the command line.
-        source: the stream; started here, ended here whatever happens.
+        source: the stream or streams; started here, ended here whatever happens.
         options: what to make of it.
         progress: counters to keep up to date.
         now: the clock that ids and records come from.
@@ -172,11 +177,32 @@ def push(
         return run.run()
 
 
+class _OutgoingStream:
+    """One stream of a push, from its source to every destination."""
+
+    def __init__(self, stream: NamedStream, codec: str, key: StreamKey | None) -> None:
+        self.name = stream.name
+        self.source = stream.source
+        self.expect = stream.expect
+        self.part = stream.part
+        self.key = key
+        self.file = names.stream_file(stream.name, codec, encrypted=key is not None)
+        self.progress = StreamProgress(stream.name)
+        self.encoder: StreamEncoder | None = None
+        self.deliveries = 0
+
+    @property
+    def transcript(self) -> Transcript:
+        """What the stream was; once it has ended well."""
+        assert self.encoder is not None
+        return self.encoder.transcript.result()
+
+
 class _Push:
     def __init__(
         self,
         locations: Sequence[Location],
-        source: Source,
+        source: Source | SourceSet,
         options: PushOptions,
         setting: str,
         required: int,
@@ -184,7 +210,9 @@ class _Push:
         now: Callable[[], dt.datetime],
         stack: contextlib.ExitStack,
     ) -> None:
-        self.source = source
+        self.sources: SourceSet = (
+            source if isinstance(source, SourceSet) else SingleStream(options.name, source, options.expect)
+        )
         self.options = options
         self.setting = setting
         self.required = required
@@ -195,10 +223,11 @@ class _Push:
         self.codec = compress.codec_name(setting)
         self.recipients = recipients_of(options.encrypt_to)
         self.key = fresh_key(self.recipients)
-        self.stream_file = names.stream_file(options.name, self.codec, encrypted=self.key is not None)
+        self.streams: list[_OutgoingStream] = []
+        self.record: Future[SourceRecord | None] = Future()
         self.spool = _spool_space(options)
         limit = rate_limit(options.limit, self.group) if options.limit is not None else None
-        source.check()
+        self.sources.check()
         self.identity = source.identity if isinstance(source, FileSource) else None
         self.destinations: list[Destination] = []
         for location in locations:
@@ -231,18 +260,8 @@ class _Push:
         try:
             self.started = self._resume() or self._claim()
             self._plan()
-            self.encoder = StreamEncoder(
-                self.group,
-                self.source,
-                self.setting,
-                workers=self.workers,
-                expect=self.options.expect,
-                allow_empty=self.options.allow_empty,
-                progress=self.progress,
-                key=self.key,
-            )
             with self.group:
-                self.source.start(self.group)
+                self._open_streams()
                 self._wire()
             self._confirm()
             if sum(destination.committed is not None for destination in self.destinations) < self.required:
@@ -251,7 +270,10 @@ class _Push:
             self._clean_up(error)
             raise
         finally:
-            self.source.abort()
+            # The producers first: none may write into a pipe that nobody reads, or be waited for.
+            for stream in self.streams:
+                stream.source.abort()
+            self.sources.abort()
         return self._result(time.monotonic() - clock)
 
     # -- step 1: the claim, or an interrupted run's ------------------------------------------------------
@@ -377,33 +399,99 @@ class _Push:
             except BackhaulError as error:
                 self._fail_early(destination, error)
 
-    # -- step 2: the stream ------------------------------------------------------------------------------
+    # -- step 2: the streams -----------------------------------------------------------------------------
+
+    def _open_streams(self) -> None:
+        """Fix the state, and learn which streams it has."""
+        opened = self.sources.open(self.group)
+        for number, stream in enumerate(opened):
+            names.check_stream_name(stream.name)
+            key = self.key if number == 0 else fresh_key(self.recipients)
+            self.streams.append(_OutgoingStream(stream, self.codec, key))
+        self.progress.streams = [stream.progress for stream in self.streams]
+        self.lanes = max(1, min(self.sources.parallel, len(self.streams)))
+        # Streams side by side share the cores; one more each, since they seldom all have work.
+        self.lane_workers = self.workers if self.lanes == 1 else -(-self.workers // self.lanes) + 1
+        self.unsettled = len(self.streams)
+        self.undelivered = {id(destination): len(self.streams) for destination in self.living}
 
     def _wire(self) -> None:
         """Start every thread of the run; they end with the group."""
-        group = self.group
-        receivers = [destination for destination in self.living if destination.needs_stream]
-        tee = Tee(
-            [
-                destination.attach(
-                    group,
-                    self.stream_file,
-                    patience=self.options.patience,
-                    stall_after=self.options.stall_timeout or self.options.patience + _STALL_MARGIN,
-                    spool=Spool(self.spool) if self.spool is not None else None,
-                )
-                for destination in receivers
-            ]
-        )
+        todo = iter(self.streams)
+        for number in range(self.lanes):
+            self.group.start(functools.partial(self._lane, todo), f"lane-{number}")
 
-        self.encoder.start(tee)
-        for number, destination in enumerate(receivers):
-            group.start(functools.partial(self._deliver, destination), f"deliver-{number}")
+    def _lane(self, todo: Iterator[_OutgoingStream]) -> None:
+        """Send one stream after the other, each to its end in every destination."""
+        while True:
+            with self.group.condition:
+                stream = next(todo, None)
+            if stream is None:
+                return
+            self._send(stream)
+            with self.group.condition:
+                self.group.wait_for(lambda stream=stream: stream.deliveries == 0)  # type: ignore[misc]
+
+    def _send(self, stream: _OutgoingStream) -> None:
+        """Start a stream's producer, and what takes its bytes from there to every destination."""
+        group = self.group
+        stream.source.start(group)
+        deliveries = []
+        for destination in self.living:
+            if not destination.needs_stream:
+                continue
+            delivery = destination.attach(
+                group,
+                stream.name,
+                stream.file,
+                patience=self.options.patience,
+                stall_after=self.options.stall_timeout or self.options.patience + _STALL_MARGIN,
+                spool=Spool(self.spool) if self.spool is not None else None,
+                lanes=self.lanes,
+            )
+            if delivery is not None:
+                deliveries.append((destination, delivery))
+        stream.encoder = StreamEncoder(
+            group,
+            stream.source,
+            self.setting,
+            workers=self.lane_workers,
+            expect=stream.expect,
+            allow_empty=self.options.allow_empty,
+            progress=stream.progress,
+            key=stream.key,
+            on_settled=self._settled,
+        )
+        stream.deliveries = len(deliveries)
+        stream.encoder.start(Tee([delivery.queue for _, delivery in deliveries]))
+        for number, (destination, delivery) in enumerate(deliveries):
+            work = functools.partial(self._deliver, destination, delivery, stream)
+            group.start(work, f"deliver-{stream.name}-{number}")
+
+    def _settled(self) -> None:
+        """A stream has ended well; after the last one the source says what all of them are."""
+        with self.group.condition:
+            self.unsettled -= 1
+            last = self.unsettled == 0
+        if last:
+            self.record.set_result(self.sources.finish())
 
     # -- steps 3 and 4: each destination for itself ------------------------------------------------------
 
-    def _deliver(self, destination: Destination) -> None:
-        destination.deliver(self.encoder.transcript, self._manifest)
+    def _deliver(self, destination: Destination, delivery: Delivery, stream: _OutgoingStream) -> None:
+        assert stream.encoder is not None
+        try:
+            if destination.deliver(delivery, stream.encoder.transcript):
+                with self.group.condition:
+                    self.undelivered[id(destination)] -= 1
+                    complete = self.undelivered[id(destination)] == 0
+                # (The last stream's end was told to nobody before the record was there.)
+                if complete:
+                    destination.commit(self._manifest)
+        finally:
+            with self.group.condition:
+                stream.deliveries -= 1
+                self.group.condition.notify_all()
         if not self.living:
             raise self._too_few()
 
@@ -411,21 +499,9 @@ class _Push:
         """See to the destinations that had the backup before this run resumed it for the others."""
         for destination in self.living:
             if not destination.needs_stream:
-                destination.confirm(self.encoder.transcript.result())
+                destination.confirm(self.streams[0].transcript)
 
-    def _manifest(self, transcript: Transcript, stored: tuple[Segment, ...]) -> Manifest:
-        encryption: EncryptionRecord | None = None
-        raw = transcript.raw
-        if self.key is not None:
-            raw = RawBytes(size=raw.size, blake3=self.key.conceal(raw.blake3))
-            encryption = EncryptionRecord(
-                format=age.FORMAT,
-                header_size=len(self.key.header),
-                payload_size=transcript.payload_size,
-                recipients=tuple(key_id(recipient.text) for recipient in self.recipients),
-                mac=manifest_format.NO_MAC,
-            )
-        whole = stored[0] if [names.file_of(segment.key) for segment in stored] == [self.stream_file] else None
+    def _manifest(self, stored: StoredStreams) -> Manifest:
         manifest = Manifest(
             format=manifest_format.FORMAT,
             version=manifest_format.VERSION,
@@ -434,40 +510,60 @@ class _Push:
             finished=_iso(self.now()),
             host=socket.gethostname(),
             tool=Tool(name="backhaul", version=version.VERSION),
-            streams=(
-                StreamRecord(
-                    name=self.options.name,
-                    object=self.stream_file,
-                    raw=raw,
-                    stored=transcript.stored,
-                    codec=Codec(name=self.codec, frame_size=compress.FRAME_SIZE, setting=self.setting),
-                    frames=transcript.frames,
-                    seek_table=transcript.seek_table,
-                    encryption=encryption,
-                    producer=0,
-                    store=_store_record(whole.stored) if whole is not None else StoreRecord(),
-                    segments=()
-                    if whole is not None
-                    else tuple(
-                        SegmentRecord(
-                            object=names.file_of(segment.key),
-                            size=segment.size,
-                            crc64nvme=encode_crc64nvme(segment.crc64nvme),
-                            store=_store_record(segment.stored),
-                        )
-                        for segment in stored
-                    ),
-                ),
+            streams=tuple(
+                self._stream_record(stream, number, stored[stream.name]) for number, stream in enumerate(self.streams)
             ),
-            producers=(transcript.producer,),
+            producers=tuple(stream.transcript.producer for stream in self.streams),
+            source=self.record.result(),
         )
-        if self.key is None:
+        keys = {stream.name: stream.key for stream in self.streams if stream.key is not None}
+        if not keys:
             return manifest
         # From the first backup on that it opens, the key is nowhere on this host but in this process.
-        drop_everywhere(self.key)
+        for key in keys.values():
+            drop_everywhere(key)
         for destination in self.destinations:
             destination.key_dropped()
-        return authenticated(manifest, {self.options.name: self.key})
+        return authenticated(manifest, keys)
+
+    def _stream_record(self, stream: _OutgoingStream, number: int, stored: tuple[Segment, ...]) -> StreamRecord:
+        transcript, key = stream.transcript, stream.key
+        encryption: EncryptionRecord | None = None
+        raw = transcript.raw
+        if key is not None:
+            raw = RawBytes(size=raw.size, blake3=key.conceal(raw.blake3))
+            encryption = EncryptionRecord(
+                format=age.FORMAT,
+                header_size=len(key.header),
+                payload_size=transcript.payload_size,
+                recipients=tuple(key_id(recipient.text) for recipient in self.recipients),
+                mac=manifest_format.NO_MAC,
+            )
+        whole = stored[0] if [names.file_of(segment.key) for segment in stored] == [stream.file] else None
+        return StreamRecord(
+            name=stream.name,
+            object=stream.file,
+            raw=raw,
+            stored=transcript.stored,
+            codec=Codec(name=self.codec, frame_size=compress.FRAME_SIZE, setting=self.setting),
+            frames=transcript.frames,
+            seek_table=transcript.seek_table,
+            encryption=encryption,
+            producer=number,
+            part=stream.part,
+            store=_store_record(whole.stored) if whole is not None else StoreRecord(),
+            segments=()
+            if whole is not None
+            else tuple(
+                SegmentRecord(
+                    object=names.file_of(segment.key),
+                    size=segment.size,
+                    crc64nvme=encode_crc64nvme(segment.crc64nvme),
+                    store=_store_record(segment.stored),
+                )
+                for segment in stored
+            ),
+        )
 
     # -- the end -----------------------------------------------------------------------------------------
 
@@ -489,32 +585,45 @@ class _Push:
             thread.join(max(0.0, deadline - time.monotonic()))
 
     def _result(self, seconds: float) -> PushResult:
-        transcript = self.encoder.transcript.result()
+        transcripts = [stream.transcript for stream in self.streams]
+        single = transcripts[0] if len(transcripts) == 1 else None
         return PushResult(
             id=self.id,
-            stream=self.options.name,
-            raw_size=transcript.raw.size,
-            stored_size=transcript.stored.size,
+            stream=self.streams[0].name if single else None,
+            streams=tuple(
+                PushedStream(
+                    name=stream.name,
+                    raw_size=transcript.raw.size,
+                    stored_size=transcript.stored.size,
+                    seconds=transcript.producer.seconds,
+                )
+                for stream, transcript in zip(self.streams, transcripts, strict=True)
+            ),
+            raw_size=sum(transcript.raw.size for transcript in transcripts),
+            stored_size=sum(transcript.stored.size for transcript in transcripts),
             seconds=seconds,
-            frames=transcript.frames,
+            frames=sum(transcript.frames for transcript in transcripts),
             remark=self._remark(),
             recipients=tuple(key_id(recipient.text) for recipient in self.recipients),
-            raw_blake3=transcript.raw.blake3,
+            raw_blake3=single.raw.blake3 if single else None,
+            source=self.record.result(),
             destinations=tuple(destination.result() for destination in self.destinations),
             required=self.required,
             memory=memory.push_bound(
-                self.workers,
+                self.lane_workers,
                 self.setting,
                 [destination.rules for destination in self.destinations if destination.rules is not None],
-                transcript.stored.size,
-                transcript.frames,
+                max(transcript.stored.size for transcript in transcripts),
+                max(transcript.frames for transcript in transcripts),
                 encrypted=self.key is not None,
+                lanes=self.lanes,
             ),
             peak_memory=memory.peak_memory(),
         )
 
     def _remark(self) -> str | None:
-        kind = encrypted_as(self.encoder.head)
+        heads = [stream.encoder.head for stream in self.streams if stream.encoder is not None]
+        kind = next((kind for head in heads if (kind := encrypted_as(head)) is not None), None)
         if self.key is None or kind is None:
             return None
         return f"the stream was encrypted already ({kind}): --encrypt-to has done it once more"

@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import os
 import select
-from typing import Protocol
+from collections.abc import Sequence
+from typing import Protocol, runtime_checkable
+
+import msgspec
 
 from backhaul.errors import SourceError
-from backhaul.model.manifest import ProducerRecord
+from backhaul.model.manifest import ProducerRecord, SourceRecord, StreamPart
 from backhaul.pipeline.supervisor import Supervisor
 
 
@@ -53,6 +56,87 @@ class Source(Protocol):
     def abort(self) -> None:
         """End the producer, whatever it does; harmless after its end."""
         ...
+
+
+class NamedStream(msgspec.Struct, frozen=True, kw_only=True):
+    """One stream of a backup that has several.
+
+    ``expect`` are texts that its last 4 KiB must hold; ``part`` says what of the whole it is.
+    """
+
+    name: str
+    source: Source
+    expect: tuple[str, ...] = ()
+    part: StreamPart | None = None
+
+
+@runtime_checkable
+class SourceSet(Protocol):
+    """What a backup is made of: one stream or several, consistent with each other.
+
+    Attributes:
+        name: for messages.
+        parallel: how many of the streams may run at once; known after ``open``.
+    """
+
+    name: str
+    parallel: int
+
+    def check(self) -> None:
+        """Refuse what can be seen to fail, before anything begins. Raises as ``Source.check`` does.
+
+        Raises:
+            ConfigurationError: prerequisites are missing; all that are, in one error.
+        """
+        ...
+
+    def open(self, group: Supervisor) -> Sequence[NamedStream]:
+        """Fix the state that the streams are of; return them in the order in which they are to start.
+
+        Raises:
+            SourceError: the server refused.
+        """
+        ...
+
+    def finish(self) -> SourceRecord | None:
+        """Say what was backed up; called once, when every stream has ended well.
+
+        Raises:
+            SourceError: the streams are not of one state after all.
+        """
+        ...
+
+    def abort(self) -> None:
+        """End every producer and let go of the server; harmless after the end."""
+        ...
+
+
+class SingleStream:
+    """One source as a set: what a command, a file or stdin gives."""
+
+    parallel = 1
+
+    def __init__(self, stream: str, source: Source, expect: tuple[str, ...] = ()) -> None:
+        self.name = source.name
+        self.source = source
+        self._stream = stream
+        self._expect = expect
+
+    def check(self) -> None:
+        """See ``SourceSet.check``."""
+        self.source.check()
+
+    def open(self, group: Supervisor) -> Sequence[NamedStream]:
+        """See ``SourceSet.open``."""
+        return (NamedStream(name=self._stream, source=self.source, expect=self._expect),)
+
+    def finish(self) -> SourceRecord | None:
+        """See ``SourceSet.finish``. What a command's stream is of, nobody knows."""
+        return None
+
+    def abort(self) -> None:
+        """See ``SourceSet.abort``."""
+        self.source.abort()
 
 
 def read_some(descriptor: int, buffer: memoryview, group: Supervisor, name: str) -> int:
