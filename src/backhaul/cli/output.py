@@ -14,6 +14,8 @@ from backhaul.formats.redaction import redact_identities
 if TYPE_CHECKING:
     from rich.console import Console
 
+    from backhaul.model.manifest import SourceRecord
+
 
 class ReportedError(Exception):
     """An error whose JSON result was printed already: what is left is the text on stderr, and the status."""
@@ -68,3 +70,31 @@ def _wants_color() -> bool | None:
     import os
 
     return False if os.environ.get("NO_COLOR") else None
+
+
+_NAMES = {
+    "postgresql": "PostgreSQL",
+    "mariadb": "MariaDB",
+    "sqlite": "SQLite",
+    "redis": "Redis",
+    "dir": "directory",
+}
+
+
+def described(source: SourceRecord) -> str:
+    """Say in a line what was backed up."""
+    kind, _, physical = source.kind.partition("+")
+    name = " ".join(part for part in (_NAMES.get(kind, kind), source.server) if part)
+    tables = [table for database in source.databases for table in database.tables if table.kind == "table"]
+    words = [name + (" (its files)" if physical else "")]
+    if source.cluster and len(source.databases) != 1:
+        words.append(f"{len(source.databases)} databases")
+    elif source.databases:
+        words.append(source.databases[0].name)
+    if tables:
+        words.append(f"{len(tables)} tables")
+        counted = [table.rows for table in tables if table.rows is not None]
+        if counted:
+            words.append(f"{sum(counted)} rows")
+    words += [f"{key.replace('_', ' ')} {value}" for key, value in source.coordinates.items() if value]
+    return ", ".join(words)

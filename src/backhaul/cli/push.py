@@ -7,9 +7,8 @@ from pathlib import Path
 import click
 
 from backhaul.cli.command import TAIL, TailCommand, option_json
-from backhaul.cli.output import ReportedError, console, print_json
+from backhaul.cli.output import ReportedError, console, described, print_json
 from backhaul.errors import IncompleteError, InterruptedByUserError, UsageError
-from backhaul.formats.location import file_of_url
 from backhaul.formats.quantities import format_duration, format_size, parse_duration, parse_size
 from backhaul.formats.timetable import parse_timetable
 from backhaul.model.results import PushResult
@@ -22,6 +21,18 @@ Examples:
   mariadb-dump --single-transaction app | backhaul push /backups/app --expect '-- Dump completed'
   backhaul push s3://acme/db7/files --from /var/backups/files.tar --limit 08:00-18:00=5M,40M
   backhaul push s3://acme/db7/orders --encrypt-to age1... -- pg_dump -Fc -Z0 orders
+  backhaul push s3://acme/db7/orders --from postgresql:///orders
+  backhaul push s3://acme/db7/all --from mariadb+physical:///
+
+\b
+--from takes:
+  postgresql://[USER@][HOST][:PORT]/[DATABASE]   by pg_dump; without DATABASE all of them
+  postgresql+physical://[USER@][HOST][:PORT]/    the server's files and WAL, by pg_basebackup
+  mariadb://[USER@][HOST][:PORT]/[DATABASE]      by mariadb-dump; mysql:// is the same
+  mariadb+physical://[USER@]/                    the server's files, by mariadb-backup, on its host
+  sqlite:///PATH   redis://[USER@][HOST][:PORT]   redis+unix:///SOCKET   dir:///PATH   PATH
+A URL holds no password: these are found in ~/.pgpass, ~/.my.cnf, PGPASSWORD, MYSQL_PWD,
+REDISCLI_AUTH, or a file (?password-file=FILE). What is missing is said before work starts.
 
 \b
 Name the command after -- rather than piping it in: only then can Backhaul see how it
@@ -67,10 +78,18 @@ ended. Leave compression to Backhaul (pg_dump -Z0): it compresses on all cores."
 @click.option(
     "--from",
     "from_",
-    metavar="PATH",
-    help="A file instead of a command: if a push to S3 is interrupted, the same command goes on where it was. "
-    "(A directory is written anew.)",
+    metavar="URL|PATH",
+    help="A database, a directory or a file instead of a command; see below. (If the push of a file to S3 is "
+    "interrupted, the same command goes on where it was.)",
 )
+@click.option(
+    "--streams",
+    type=click.IntRange(1, 64),
+    metavar="N",
+    help="Of a database: dumps at once, of one state, the tables packed by size. 1 makes a single stream.  "
+    "[default: one a core, 2 to 4]",
+)
+@click.option("--no-counts", is_flag=True, help="Don't count the rows; drill has nothing to compare then.")
 @click.option(
     "--limit",
     metavar="RATE",
@@ -112,6 +131,8 @@ def push(
     require: str,
     expect: tuple[str, ...],
     from_: str | None,
+    streams: int | None,
+    no_counts: bool,
     limit: str | None,
     allow_empty: bool,
     retry_for: str,
@@ -122,18 +143,18 @@ def push(
     quiet: bool,
     as_json: bool,
 ) -> None:
-    """Make a backup in every SERIES, in one pass, from COMMAND's output, from a file, or from stdin.
+    """Make a backup in every SERIES, in one pass, from COMMAND's output, from a database or file, or from stdin.
 
     Nothing is staged on disk. The backup exists only when the command has ended well, every byte was
     acknowledged, and the manifest was written; until then no listing shows it.
     """
     from backhaul.cli.progress import push_progress
+    from backhaul.operations.databases import SourceOptions, source_of
     from backhaul.operations.keys import read_recipients
     from backhaul.operations.push import DEFAULT_SPOOL_SIZE, PushOptions
     from backhaul.operations.push import push as operation
-    from backhaul.sources.base import Source
+    from backhaul.sources.base import Source, SourceSet
     from backhaul.sources.command import CommandSource
-    from backhaul.sources.file import FileSource
     from backhaul.sources.stream import StreamSource
 
     command: list[str] | None = ctx.meta[TAIL]
@@ -182,9 +203,10 @@ def push(
     progress = PushProgress()
     try:
         with push_progress(progress, quiet=quiet or as_json) as on_error_line:
-            source: Source
+            source: Source | SourceSet
             if from_ is not None:
-                source = FileSource(file_of_url(from_))
+                reading = SourceOptions(streams=streams, count=not no_counts)
+                source = source_of(from_, reading, progress=progress, on_error_line=on_error_line)
             else:
                 source = CommandSource(command, on_error_line) if command else StreamSource(0)
             result = operation(series, source, options, progress=progress)
@@ -231,6 +253,10 @@ def _print_summary(result: PushResult) -> None:
         f"[bold]{result.id}[/]  {format_size(result.raw_size)} in, {format_size(result.stored_size)} stored, "
         f"ratio {ratio:.2f}, {format_duration(result.seconds)}, {format_size(rate)}/s"
     )
+    if result.source is not None:
+        out.print(f"  {described(result.source)}, {len(result.streams)} streams", style="dim", markup=False)
+        for remark in result.source.remarks:
+            out.print(f"  {remark}", style="yellow", markup=False)
     if result.recipients:
         out.print(f"  encrypted for {', '.join(result.recipients)}", style="dim", markup=False)
     if result.remark:

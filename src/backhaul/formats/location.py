@@ -132,25 +132,6 @@ def parse_reference(text: str, stores: Stores = _NO_STORES) -> tuple[Location, W
         ) from error
 
 
-def file_of_url(text: str) -> str:
-    """Return the path that ``--from`` names: a path, or ``file:///path``.
-
-    Raises:
-        UsageError: it is another kind of URL, or none.
-    """
-    scheme = _SCHEME.match(text)
-    if scheme is None and text:
-        return text
-    path = text[scheme.end() :] if scheme is not None and scheme[1].lower() == "file" else ""
-    if not path.startswith("/"):
-        raise UsageError(
-            f"{_USERINFO.sub('://***@', text)!r} is nothing that can be read",
-            "--from takes a file's path",
-            "For a database name its dump command after --.",
-        )
-    return path
-
-
 _EXAMPLES = "Write s3://bucket/prefix, or a path such as /mnt/backups/db7."
 
 

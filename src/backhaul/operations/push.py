@@ -409,6 +409,7 @@ class _Push:
             key = self.key if number == 0 else fresh_key(self.recipients)
             self.streams.append(_OutgoingStream(stream, self.codec, key))
         self.progress.streams = [stream.progress for stream in self.streams]
+        self.progress.tables.total = self.sources.total_tables
         self.lanes = max(1, min(self.sources.parallel, len(self.streams)))
         # Streams side by side share the cores; one more each, since they seldom all have work.
         self.lane_workers = self.workers if self.lanes == 1 else -(-self.workers // self.lanes) + 1

@@ -14,7 +14,7 @@ import subprocess
 import sys
 import threading
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 from backhaul.errors import ConfigurationError
@@ -58,6 +58,8 @@ class Command:
         capture_output: whether its stdout is read here (``output``), else it is inherited.
         feed_input: whether its stdin is written here (``input``), else it is inherited.
         on_error_line: told each line of its stderr, without the newline; the default passes them on.
+        is_chatter: tells lines of its stderr that are no news: they are not passed on, and not among its last words.
+        environment: instead of this process's.
 
     Raises:
         ConfigurationError: this host can start no process at all.
@@ -70,7 +72,10 @@ class Command:
         capture_output: bool = False,
         feed_input: bool = False,
         on_error_line: Callable[[bytes], None] | None = None,
+        is_chatter: Callable[[bytes], bool] = lambda line: False,
+        environment: Mapping[str, str] | None = None,
     ) -> None:
+        self._is_chatter = is_chatter
         self.arguments = tuple(arguments)
         self.output: int | None = None
         self.input: int | None = None
@@ -119,6 +124,7 @@ class Command:
                     stdout=standard_output,
                     stderr=error_writer,
                     pass_fds=passed,
+                    env=environment,
                 )
             except (OSError, ValueError) as error:
                 raise ConfigurationError(
@@ -229,6 +235,8 @@ class Command:
         with os.fdopen(descriptor, "rb") as file:
             while line := file.readline(_LONGEST_LINE):
                 text = line.rstrip(b"\r\n")
+                if self._is_chatter(text):
+                    continue
                 self._tail.append(text.decode(errors="replace"))
                 # Whoever listens may be gone; the command must not suffer for it.
                 with contextlib.suppress(Exception):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import select
 from collections.abc import Sequence
 from typing import Protocol, runtime_checkable
@@ -12,6 +13,8 @@ import msgspec
 from backhaul.errors import SourceError
 from backhaul.model.manifest import ProducerRecord, SourceRecord, StreamPart
 from backhaul.pipeline.supervisor import Supervisor
+
+_LONGEST_BEGINNING = 60
 
 
 class Source(Protocol):
@@ -77,10 +80,12 @@ class SourceSet(Protocol):
     Attributes:
         name: for messages.
         parallel: how many of the streams may run at once; known after ``open``.
+        total_tables: how many tables there are to be read, 0 where nobody knows; known after ``open``.
     """
 
     name: str
     parallel: int
+    total_tables: int
 
     def check(self) -> None:
         """Refuse what can be seen to fail, before anything begins. Raises as ``Source.check`` does.
@@ -115,6 +120,7 @@ class SingleStream:
     """One source as a set: what a command, a file or stdin gives."""
 
     parallel = 1
+    total_tables = 0
 
     def __init__(self, stream: str, source: Source, expect: tuple[str, ...] = ()) -> None:
         self.name = source.name
@@ -137,6 +143,19 @@ class SingleStream:
     def abort(self) -> None:
         """See ``SourceSet.abort``."""
         self.source.abort()
+
+
+def unique_names(texts: Sequence[str]) -> list[str]:
+    """Return, for names of any characters, beginnings of stream names: readable, and no two alike."""
+    result: list[str] = []
+    for text in texts:
+        name = re.sub(r"[^A-Za-z0-9_-]", "_", text)[:_LONGEST_BEGINNING]
+        name = name if re.match(r"[A-Za-z0-9_]", name) else f"_{name}"
+        number, unique = 2, name
+        while unique.lower() in (other.lower() for other in result):
+            number, unique = number + 1, f"{name}-{number}"
+        result.append(unique)
+    return result
 
 
 def read_some(descriptor: int, buffer: memoryview, group: Supervisor, name: str) -> int:

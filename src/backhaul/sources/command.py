@@ -5,7 +5,7 @@ from __future__ import annotations
 import shlex
 import shutil
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 from backhaul.errors import SourceError
@@ -18,12 +18,35 @@ from backhaul.sources.base import read_some
 
 
 class CommandSource:
-    """Runs a command and reads its stdout. Its stdin and terminal are inherited, so it may ask for a password."""
+    """Runs a command and reads its stdout. Its stdin and terminal are inherited, so it may ask for a password.
 
-    def __init__(self, arguments: Sequence[str], on_error_line: Callable[[bytes], None] | None = None) -> None:
-        self.name = shlex.join(redact_command(arguments))
+    Args:
+        arguments: the program and its arguments; no shell.
+        on_error_line: told each line of its stderr; the default passes them on.
+        name: for messages, instead of the command itself.
+        is_chatter, environment: see ``Command``.
+        accepted: statuses that are a good end.
+        check_end: given its last words after an end with status 0; raises what makes that a failure all the same.
+    """
+
+    def __init__(
+        self,
+        arguments: Sequence[str],
+        on_error_line: Callable[[bytes], None] | None = None,
+        *,
+        name: str | None = None,
+        is_chatter: Callable[[bytes], bool] = lambda line: False,
+        environment: Mapping[str, str] | None = None,
+        accepted: Sequence[int] = (0,),
+        check_end: Callable[[str], None] = lambda tail: None,
+    ) -> None:
+        self.name = name or shlex.join(redact_command(arguments))
         self._arguments = arguments
         self._on_error_line = on_error_line
+        self._is_chatter = is_chatter
+        self._environment = environment
+        self._accepted = accepted
+        self._check_end = check_end
         self._command: Command | None = None
         self._group: Supervisor | None = None
         self._started = 0.0
@@ -45,7 +68,13 @@ class CommandSource:
         """See ``Source.start``."""
         self._started = time.monotonic()
         self._group = group
-        self._command = Command(self._arguments, capture_output=True, on_error_line=self._on_error_line)
+        self._command = Command(
+            self._arguments,
+            capture_output=True,
+            on_error_line=self._on_error_line,
+            is_chatter=self._is_chatter,
+            environment=self._environment,
+        )
         assert self._command.output is not None
         widen_pipe(self._command.output)
 
@@ -58,19 +87,21 @@ class CommandSource:
         """See ``Source.finish``."""
         assert self._command is not None
         status = self._command.wait()
-        if status.ok:
+        good = status.code in self._accepted
+        if good:
             self._command.release()
         if status.error is not None:
             raise SourceError(
                 f"The command never ran: {self.name}", status.error, "Check the program's name and the PATH."
             )
-        if not status.ok:
+        if not good:
             tail = self._command.tail
             raise SourceError(
                 f"The command failed: {self.name}",
                 f"{status}" + (f"; its last words:\n{tail}" if tail else "; it wrote nothing to stderr"),
                 "Nothing was committed. Mend the command and push again.",
             )
+        self._check_end(self._command.tail)
         return ProducerRecord(
             kind="command",
             command=redact_command(self._arguments),

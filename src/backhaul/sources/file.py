@@ -42,7 +42,9 @@ class FileSource:
             raise UsageError(
                 f"{self.name} is no regular file",
                 "it is a directory" if stat.S_ISDIR(status.st_mode) else "it can't be read twice",
-                "Pipe it in, or name the command that reads it after --.",
+                f"Back it up as a tar: --from dir://{self._path}"
+                if stat.S_ISDIR(status.st_mode)
+                else "Pipe it in, or name the command that reads it after --.",
             )
         os.posix_fadvise(descriptor, 0, 0, os.POSIX_FADV_SEQUENTIAL)
         self._descriptor = descriptor

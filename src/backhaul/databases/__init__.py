@@ -1,0 +1,1 @@
+"""What sources, targets and drills share: how servers are reached, asked, and started for a trial."""

@@ -1,0 +1,651 @@
+"""MariaDB as a source: several ``mariadb-dump`` of one state, or one ``mariadb-backup``.
+
+A logical backup of a database is: ``schema`` (tables and sequences), ``data-1``... (rows, large tables packed by size;
+``data-1`` has the rest), ``after`` (routines, triggers, events) and ``views``; and for a whole server ``globals``
+(accounts and grants). All are SQL.
+
+MariaDB can't export a snapshot. So for a moment we hold the global read lock: our own transaction begins, every data
+dump begins its own, and once each was seen to be past that, the lock is released. All have the same state then, and
+our transaction counts the rows in it. Tables whose engine knows no transactions (Aria, MyISAM) are read as they are
+when their turn comes; the record says so (``TableRecord.apart``).
+"""
+
+from __future__ import annotations
+
+import contextlib
+import datetime as dt
+import os
+import re
+import shutil
+import tempfile
+import threading
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import msgspec
+
+from backhaul.databases import mariadb as questions
+from backhaul.databases.mariadb import MariaDBFacts, MariaDBServer
+from backhaul.databases.prerequisites import Prerequisites, Program, find_program
+from backhaul.errors import BackhaulError, SourceError
+from backhaul.model.manifest import (
+    AFTER,
+    DATA,
+    GLOBALS,
+    SCHEMA,
+    WHOLE,
+    DatabaseRecord,
+    ProducerRecord,
+    SourceRecord,
+    StreamPart,
+)
+from backhaul.model.source_url import SourceUrl
+from backhaul.pipeline.supervisor import Supervisor
+from backhaul.planning.packing import pack_tables
+from backhaul.sources.base import NamedStream, unique_names
+from backhaul.sources.command import CommandSource
+
+if TYPE_CHECKING:
+    from pymysql.connections import Connection
+    from pymysql.cursors import Cursor
+
+_MARKER = "-- Dump completed on"
+# What a dump writes first once its transaction has begun.
+_PAST_START = (b"\n-- Dumping data for table ", b"\n-- Table structure for table ", b"\n-- Dump completed on")
+_PAST_START_SEQUENCE = b"\n-- Sequence structure for "
+# Seconds that we wait for the global read lock: whoever writes waits behind us meanwhile.
+_LOCK_PATIENCE = 30
+# Seconds for the dumps to begin under it.
+_START_PATIENCE = 60.0
+_LONGEST_HEAD = 8 << 20
+_TABLE_BEGUN = re.compile(rb"-- Retrieving table structure for table (\S.*?)\.\.\.|-- Sending SELECT query")
+
+
+class MariaDBSource:
+    """A database, or with no name in the URL all of a server's. See the module, and ``SourceSet``.
+
+    Args:
+        url: where it is.
+        streams: data streams of a database at once; 1 makes one stream of all of a single database.
+        count: whether rows are counted, for a drill to compare.
+        on_error_line: told each line of the programs' stderr.
+        on_table: told each table that is begun.
+        now: the clock.
+    """
+
+    def __init__(
+        self,
+        url: SourceUrl,
+        *,
+        streams: int,
+        count: bool = True,
+        on_error_line: Callable[[bytes], None] | None = None,
+        on_table: Callable[[str], None] = lambda name: None,
+        now: Callable[[], dt.datetime] = lambda: dt.datetime.now(dt.UTC),
+    ) -> None:
+        self.name = url.text
+        self.parallel = streams
+        self.total_tables = 0
+        self._url = url
+        self._count = count
+        self._on_error_line = on_error_line
+        self._on_table = on_table
+        self._now = now
+        self._server = MariaDBServer(url)
+        self._facts: MariaDBFacts | None = None
+        self._dump: Program | None = None
+        self._databases: list[_Database] = []
+        self._names: list[str] = []
+        self._started = 0.0
+        self._state_of = ""
+
+    def check(self) -> None:
+        """See ``SourceSet.check``."""
+        self._facts = facts = self._server.facts()
+        missing = Prerequisites(f"A backup of {self.name}")
+        self._dump = dump_program(missing)
+        present = self._server.databases()
+        self._names = [self._url.database] if self._url.database else present
+        if self._url.database and self._url.database not in present:
+            missing.add(
+                f"the database {self._url.database!r}",
+                f"the server at {self._server.address} has {', '.join(present) or 'none'}",
+                "Correct the name in the URL.",
+            )
+        check_logical(facts, missing)
+        missing.require()
+
+    def open(self, group: Supervisor) -> Sequence[NamedStream]:
+        """See ``SourceSet.open``. The state is fixed as each database's first data stream starts."""
+        assert self._facts is not None and self._dump is not None
+        self._started = time.monotonic()
+        self._state_of = _iso(self._now())
+        single = self.parallel == 1 and bool(self._url.database)
+        streams = [] if self._url.database else [self._globals()]
+        prefixes = [""] if self._url.database else unique_names(self._names)
+        previous: _Database | None = None
+        for name, prefix in zip(self._names, prefixes, strict=True):
+            database = _Database(self._server, name, self._dump, self._facts, previous, count=self._count)
+            database.on_error_line, database.on_table = self._on_error_line, self._on_table
+            self._databases.append(database)
+            streams += database.streams(f"{prefix}." if prefix else "", 1 if single else self.parallel, whole=single)
+            self.total_tables += database.tables
+            previous = database
+        return streams
+
+    def _globals(self) -> NamedStream:
+        assert self._dump is not None
+        options = self._server.options()
+        source = CommandSource(
+            [self._dump.path, *options, "--system=users"],
+            self._on_error_line,
+            name=f"mariadb-dump --system=users of {self.name}",
+            environment=self._server.environment(),
+        )
+        return NamedStream(name="globals", source=source, expect=(_MARKER,), part=StreamPart(section=GLOBALS))
+
+    def finish(self) -> SourceRecord:
+        """See ``SourceSet.finish``."""
+        assert self._facts is not None and self._dump is not None
+        records = tuple(database.record for database in self._databases)
+        apart = [f"{record.name}.{table.name}" for record in records for table in record.tables if table.apart]
+        remarks = []
+        if apart:
+            shown = ", ".join(apart[:5]) + (f" and {len(apart) - 5} more" if len(apart) > 5 else "")
+            remarks.append(f"tables without transactions were read apart from the state of the others: {shown}")
+        if not self._facts.binlog:
+            remarks.append("the server writes no binary log: no coordinates to replicate or replay from")
+        return SourceRecord(
+            kind="mariadb",
+            server=self._facts.version,
+            address=self._server.address,
+            state_of=self._state_of,
+            tools={"mariadb-dump": self._dump.version},
+            size=sum(record.size for record in records),
+            seconds=round(time.monotonic() - self._started, 3),
+            coordinates=self._databases[0].coordinates if len(self._databases) == 1 else {},
+            databases=records,
+            cluster=not self._url.database,
+            remarks=tuple(remarks),
+        )
+
+    def abort(self) -> None:
+        """See ``SourceSet.abort``."""
+        for database in self._databases:
+            database.close()
+
+
+def dump_program(missing: Prerequisites) -> Program | None:
+    """Return ``mariadb-dump``, or ``mysqldump`` where it still has that name."""
+    return find_program("mariadb-dump") or find_program("mysqldump") or missing.program("mariadb-dump")
+
+
+def check_logical(facts: MariaDBFacts, missing: Prerequisites) -> None:
+    """Note the privileges that a consistent dump of everything needs, and the account lacks."""
+    if "ALL PRIVILEGES" in facts.privileges:
+        return
+    monitor = "REPLICATION CLIENT" if facts.series < (10, 5) else "BINLOG MONITOR"
+    wanted = ["SELECT", "RELOAD", "SHOW VIEW", "TRIGGER", "EVENT", *([monitor] if facts.binlog else [])]
+    lacking = [name for name in wanted if name not in facts.privileges]
+    if lacking:
+        user, _, host = facts.user.partition("@")
+        missing.add(
+            f"the privileges {', '.join(lacking)}",
+            f"{facts.user} has not got them on *.*",
+            f"mariadb -e \"GRANT {', '.join(lacking)} ON *.* TO '{user}'@'{host}'\"",
+        )
+
+
+class _Database:
+    """One database: the moment in which its state is fixed, the dumps of that state, and what it holds."""
+
+    on_error_line: Callable[[bytes], None] | None = None
+
+    def __init__(
+        self,
+        server: MariaDBServer,
+        name: str,
+        dump: Program,
+        facts: MariaDBFacts,
+        previous: _Database | None,
+        *,
+        count: bool,
+    ) -> None:
+        self.name = name
+        self.tables = 0
+        self.coordinates: dict[str, str] = {}
+        self.on_table: Callable[[str], None] = lambda name: None
+        self.ended = False
+        self._server = server
+        self._dump = dump
+        self._facts = facts
+        self._previous = previous
+        self._count = count
+        self._stream_of: dict[str, str] = {}
+        self._dumps: list[_StateDump] = []
+        self._lock = threading.Lock()
+        self._connection: Connection[Cursor] | None = None
+        self._left = 0
+        self._record = DatabaseRecord(name=name)
+        self._counts: dict[str, int] = {}
+        self._counted = False
+        self._count_failure: BackhaulError | None = None
+
+    def streams(self, prefix: str, streams: int, *, whole: bool) -> list[NamedStream]:
+        """Plan the streams, by the tables and sizes of now."""
+        with self._server.session() as connection:
+            self._record, engines = questions.database_record(connection, self.name)
+        tables = [record for record in self._record.tables if record.kind == "table"]
+        views = [name for name, engine in engines.items() if engine == "VIEW"]
+        self.tables = len(tables)
+        history = ["--dump-history"] if self._record.needs.get("history") and self._facts.series >= (10, 11) else []
+        if whole:
+            master = ["--master-data=2", "--gtid"] if self._facts.binlog else []
+            options = ["--routines", "--events", "--triggers", *master, *history]
+            self._left = 1
+            return [self._data("data", options, [], WHOLE)]
+        no_views = [f"--ignore-table={self.name}.{view}" for view in views]
+        plain = ["--skip-lock-tables", "--no-data"]
+        result = [
+            self._plain(f"{prefix}schema", SCHEMA, [*plain, "--skip-triggers", *no_views], []),
+            self._plain(
+                f"{prefix}after", AFTER, [*plain, "--no-create-info", "--routines", "--triggers", "--events"], []
+            ),
+        ]
+        if views:
+            result.append(self._plain(f"{prefix}views", AFTER, [*plain, "--skip-triggers"], views))
+        bins = pack_tables([(record.name, record.size) for record in tables], streams)
+        elsewhere = [f"--ignore-table={self.name}.{name}" for names in bins[1:] for name in names]
+        for number, names in enumerate(bins, 1):
+            stream = f"{prefix}data-{number}"
+            self._stream_of.update(dict.fromkeys(names, stream))
+            options = ["--no-create-info", "--skip-triggers", *history]
+            if number == 1:
+                options += [*elsewhere, *no_views]
+            result.append(self._data(stream, options, names, DATA, others=number == 1))
+        self._left = len(self._dumps)
+        return result
+
+    def _plain(self, stream: str, section: str, options: list[str], names: list[str]) -> NamedStream:
+        part = StreamPart(section=section, database=self.name)
+        return NamedStream(name=stream, source=self._source(stream, options, names), expect=(_MARKER,), part=part)
+
+    def _data(
+        self, stream: str, options: list[str], names: list[str], section: str, *, others: bool = False
+    ) -> NamedStream:
+        inner = self._source(stream, ["--single-transaction", *options], names)
+        dump = _StateDump(self, inner)
+        self._dumps.append(dump)
+        part = StreamPart(section=section, database=self.name, others=others)
+        return NamedStream(name=stream, source=dump, expect=(_MARKER,), part=part)
+
+    def _source(self, stream: str, options: list[str], names: list[str]) -> CommandSource:
+        command = [
+            self._dump.path,
+            *self._server.options(),
+            "--default-character-set=utf8mb4",
+            "--hex-blob",
+            "--quick",
+            "--verbose",
+            "--no-tablespaces",
+            *options,
+            "--",
+            self.name,
+            *names,
+        ]
+        return CommandSource(
+            command,
+            self.on_error_line,
+            name=f"mariadb-dump of {self.name} ({stream})",
+            is_chatter=self._listen,
+            environment=self._server.environment(),
+        )
+
+    def _listen(self, line: bytes) -> bool:
+        begun = _TABLE_BEGUN.match(line)
+        if begun is not None and begun[1] is not None:
+            self.on_table(begun[1].decode(errors="replace"))
+        return line.startswith(b"-- ")
+
+    def begin(self, group: Supervisor) -> None:
+        """Fix the state, and start every data dump in it, if that was not done yet.
+
+        Raises:
+            SourceError: the server refused, or the lock could not be had in time.
+        """
+        if self._previous is not None:
+            # One database after the other: a dump that is begun and not read is thrown out by its server.
+            with group.condition:
+                group.wait_for(lambda: self._previous is None or self._previous.ended)
+        with self._lock:
+            if self._connection is None:
+                self._fix_state(group)
+
+    def _fix_state(self, group: Supervisor) -> None:
+        import pymysql
+
+        try:
+            connection = self._server.connect()
+            self._connection = connection
+            with connection.cursor() as cursor:
+                cursor.execute(f"set session lock_wait_timeout = {_LOCK_PATIENCE}, max_statement_time = 0")
+                cursor.execute("set session wait_timeout = 604800, net_write_timeout = 86400")
+                cursor.execute("set session transaction isolation level repeatable read")
+                try:
+                    cursor.execute("flush tables with read lock")
+                except pymysql.OperationalError as error:
+                    raise _lock_refused(self.name, error) from error
+                cursor.execute("start transaction with consistent snapshot")
+                self.coordinates = questions.coordinates(connection, self._facts)
+                fresh, _ = questions.database_record(connection, self.name)
+                self._record = fresh
+                for dump in self._dumps:
+                    dump.begin(group)
+                for dump in self._dumps:
+                    dump.wait_for_start()
+                cursor.execute("unlock tables")
+        except pymysql.Error as error:
+            raise questions.refused(f"Could not fix the state of {self.name!r}", error) from error
+        if self._count:
+            group.start(lambda: self._count_rows(group, connection), f"count-{self.name}")
+        else:
+            self._counted = True
+
+    def _count_rows(self, group: Supervisor, connection: Connection[Cursor]) -> None:
+        import pymysql
+
+        try:
+            for record in self._record.tables:
+                group.check()
+                if record.kind == "table" and not record.apart:
+                    name = f"{questions.quoted(self.name)}.{questions.quoted(record.name)}"
+                    counted = questions.rows(connection, f"select count(*) from {name}")  # noqa: S608 - quoted
+                    self._counts[record.name] = int(counted[0][0])
+        except (pymysql.Error, OSError, RuntimeError, AttributeError, ValueError) as error:
+            group.check()  # (closed under our hands)
+            self._count_failure = questions.refused(f"Could not count the rows of {self.name!r}", error)
+        finally:
+            with group.condition:
+                self._counted = True
+                group.condition.notify_all()
+
+    def dump_ended(self, group: Supervisor) -> None:
+        """Note that a data dump has ended well; after the last one our transaction ends."""
+        with self._lock:
+            self._left -= 1
+            if self._left:
+                return
+        with group.condition:
+            group.wait_for(lambda: self._counted)
+        if self._count_failure is not None:
+            raise self._count_failure
+        self.close()
+        with group.condition:
+            self.ended = True
+            group.condition.notify_all()
+
+    @property
+    def record(self) -> DatabaseRecord:
+        """What the database held in that state."""
+        tables = tuple(
+            msgspec.structs.replace(
+                table, rows=self._counts.get(table.name), stream=self._stream_of.get(table.name, "")
+            )
+            for table in self._record.tables
+        )
+        return msgspec.structs.replace(self._record, tables=tables)
+
+    def close(self) -> None:
+        """End our transaction."""
+        if self._connection is not None:
+            with contextlib.suppress(Exception):
+                self._connection.close()
+
+
+class _StateDump:
+    """A ``mariadb-dump`` that begins with all others of its database. See ``Source``."""
+
+    def __init__(self, database: _Database, source: CommandSource) -> None:
+        self.name = source.name
+        self._database = database
+        self._source = source
+        self._group: Supervisor | None = None
+        self._head = bytearray()
+        self._given = 0
+
+    def check(self) -> None:
+        """See ``Source.check``."""
+
+    def begin(self, group: Supervisor) -> None:
+        """Start the program."""
+        self._group = group
+        self._source.start(group)
+
+    def wait_for_start(self) -> None:
+        """Read until the dump is seen to be in its transaction; what was read is kept.
+
+        Raises:
+            SourceError: it does not get there.
+        """
+        deadline = time.monotonic() + _START_PATIENCE
+        buffer = memoryview(bytearray(1 << 16))
+        while not any(marker in self._head for marker in (*_PAST_START, _PAST_START_SEQUENCE)):
+            count = self._source.read_into(buffer)
+            self._head += buffer[:count]
+            if count == 0:
+                return  # it has ended; how, ``finish`` will tell
+            if len(self._head) > _LONGEST_HEAD or time.monotonic() > deadline:
+                raise SourceError(
+                    f"{self.name} does not begin",
+                    f"{len(self._head)} bytes in, it has named no table",
+                    "Run it by hand to see what it does. Nothing was committed.",
+                )
+
+    def start(self, group: Supervisor) -> None:
+        """See ``Source.start``."""
+        self._database.begin(group)
+
+    def read_into(self, buffer: memoryview) -> int:
+        """See ``Source.read_into``."""
+        if self._given < len(self._head):
+            piece = memoryview(self._head)[self._given : self._given + len(buffer)]
+            buffer[: len(piece)] = piece
+            self._given += len(piece)
+            return len(piece)
+        return self._source.read_into(buffer)
+
+    def finish(self) -> ProducerRecord:
+        """See ``Source.finish``."""
+        assert self._group is not None
+        record = self._source.finish()
+        self._database.dump_ended(self._group)
+        return record
+
+    def abort(self) -> None:
+        """See ``Source.abort``."""
+        self._source.abort()
+
+
+def _lock_refused(database: str, error: Exception) -> SourceError:
+    return SourceError(
+        f"Could not fix the state of {database!r}",
+        f"FLUSH TABLES WITH READ LOCK was not granted within {_LOCK_PATIENCE} s: {questions.words(error)}",
+        "A statement that runs for long holds it up (SHOW PROCESSLIST). Nothing was committed; push again.",
+    )
+
+
+# -- physical -------------------------------------------------------------------------------------------
+
+_COMPLETED = b"completed OK!"
+# The record that mariadb-backup leaves; its name changed in 11.1.
+_INFO_FILES = ("xtrabackup_info", "mariadb_backup_info")
+_INFO_LINE = re.compile(r"^(\w+) = (.*)$", re.MULTILINE)
+_BINLOG = re.compile(r"filename '([^']*)', position '(\d+)'(?:, GTID of the last change '([^']*)')?")
+_BACKUP_NEWS = re.compile(rb"\b(error|failed|fatal|warning|cannot|can't)\b", re.IGNORECASE)
+_FILE_BEGUN = re.compile(rb"Streaming (\S+)")
+
+
+class MariaDBPhysicalSource:
+    """All of a server's files, by ``mariadb-backup``. See ``SourceSet``."""
+
+    parallel = 1
+
+    def __init__(
+        self,
+        url: SourceUrl,
+        *,
+        threads: int,
+        on_error_line: Callable[[bytes], None] | None = None,
+        on_table: Callable[[str], None] = lambda name: None,
+        now: Callable[[], dt.datetime] = lambda: dt.datetime.now(dt.UTC),
+    ) -> None:
+        self.name = url.text
+        self.total_tables = 0
+        self._threads = threads
+        self._on_error_line = on_error_line
+        self._on_table = on_table
+        self._now = now
+        self._server = MariaDBServer(url)
+        self._facts: MariaDBFacts | None = None
+        self._program: Program | None = None
+        self._directory: str | None = None
+        self._databases: list[DatabaseRecord] = []
+        self._last = b""
+        self._started = 0.0
+        self._state_of = ""
+
+    def check(self) -> None:
+        """See ``SourceSet.check``."""
+        self._facts = facts = self._server.facts()
+        missing = Prerequisites(f"A physical backup of {self.name}")
+        self._program = missing.program("mariadb-backup")
+        check_physical(facts, missing)
+        if self._program is not None:
+            check_program_version(self._program, facts, missing)
+        missing.require()
+
+    def open(self, group: Supervisor) -> Sequence[NamedStream]:
+        """See ``SourceSet.open``."""
+        assert self._program is not None
+        self._started = time.monotonic()
+        self._state_of = _iso(self._now())
+        with self._server.session() as connection:
+            self._databases = [questions.database_record(connection, name)[0] for name in self._server.databases()]
+        self._directory = tempfile.mkdtemp(prefix="backhaul-mariadb-")  # for the tool's record, a few kB
+        command = [
+            self._program.path,
+            *self._server.options(),
+            "--backup",
+            "--stream=mbstream",
+            f"--parallel={self._threads}",
+            f"--target-dir={self._directory}",
+            f"--extra-lsndir={self._directory}",
+            "--slave-info",
+        ]
+        source = CommandSource(
+            command,
+            self._on_error_line,
+            name=f"mariadb-backup of {self.name}",
+            is_chatter=self._listen,
+            environment=self._server.environment(),
+            check_end=self._check_end,
+        )
+        return (NamedStream(name="base", source=source, part=StreamPart(section=WHOLE)),)
+
+    def _listen(self, line: bytes) -> bool:
+        if line.strip():
+            self._last = line
+        begun = _FILE_BEGUN.search(line)
+        if begun is not None:
+            self._on_table(begun[1].decode(errors="replace"))
+        return begun is not None or not _BACKUP_NEWS.search(line)
+
+    def _check_end(self, _tail: str) -> None:
+        why = ""
+        if _COMPLETED not in self._last:
+            why = f"its last line is not {_COMPLETED.decode()!r} but {self._last.decode(errors='replace')!r}"
+        elif self._info() is None:
+            why = "it left no record of the backup (xtrabackup_info)"
+        if why:
+            raise SourceError(
+                f"The backup is not whole: {self.name}", why, "Nothing was committed. Run it by hand to see why."
+            )
+
+    def _info(self) -> str | None:
+        assert self._directory is not None
+        for name in _INFO_FILES:
+            with contextlib.suppress(OSError):
+                text = Path(self._directory, name).read_text(encoding="utf-8", errors="replace")
+                if "innodb_to_lsn" in text:
+                    return text
+        return None
+
+    def finish(self) -> SourceRecord:
+        """See ``SourceSet.finish``."""
+        assert self._facts is not None and self._program is not None
+        info = dict(_INFO_LINE.findall(self._info() or ""))
+        coordinates = {"from_lsn": info.get("innodb_from_lsn", ""), "to_lsn": info.get("innodb_to_lsn", "")}
+        binlog = _BINLOG.search(info.get("binlog_pos", ""))
+        if binlog is not None:
+            coordinates |= {"binlog_file": binlog[1], "binlog_position": binlog[2]}
+            if binlog[3]:
+                coordinates["gtid"] = binlog[3]
+        self.abort()
+        return SourceRecord(
+            kind="mariadb+physical",
+            server=self._facts.version,
+            address=self._server.address,
+            state_of=self._state_of,
+            tools={"mariadb-backup": self._program.version},
+            size=sum(record.size for record in self._databases),
+            seconds=round(time.monotonic() - self._started, 3),
+            coordinates=coordinates,
+            databases=tuple(self._databases),
+            cluster=True,
+        )
+
+    def abort(self) -> None:
+        """See ``SourceSet.abort``."""
+        if self._directory is not None:
+            shutil.rmtree(self._directory, ignore_errors=True)
+
+
+def check_physical(facts: MariaDBFacts, missing: Prerequisites) -> None:
+    """Note what keeps this account, here and on the server, from copying the server's files."""
+    directory = facts.variables.get("datadir", "")
+    try:
+        os.listdir(directory)
+    except OSError as error:
+        missing.add(
+            f"to read the server's files in {directory or 'its datadir'}",
+            error.strerror or str(error),
+            "Run on the server's own host, as root or as its account: sudo -u mysql backhaul push ...",
+        )
+    if "ALL PRIVILEGES" in facts.privileges:
+        return
+    monitor = ["BINLOG MONITOR", "REPLICA MONITOR"] if facts.series >= (10, 5) else ["REPLICATION CLIENT"]
+    lacking = [name for name in ("RELOAD", "PROCESS", "LOCK TABLES", *monitor) if name not in facts.privileges]
+    if lacking:
+        user, _, host = facts.user.partition("@")
+        missing.add(
+            f"the privileges {', '.join(lacking)}",
+            f"{facts.user} has not got them on *.*",
+            f"mariadb -e \"GRANT {', '.join(lacking)} ON *.* TO '{user}'@'{host}'\"",
+        )
+
+
+def check_program_version(program: Program, facts: MariaDBFacts, missing: Prerequisites) -> None:
+    """Note a ``mariadb-backup`` of another series than the server: it understands its own only."""
+    numbers = (*(int(number) for number in program.version.split(".")[:2]), 0)[:2]
+    if program.version != "0" and numbers != facts.series:
+        missing.add(
+            f"mariadb-backup of version {facts.series[0]}.{facts.series[1]}",
+            f"the server is {facts.version}, and {program.path} is of {program.version}",
+            "apt-get install mariadb-backup  (from where the server comes from)",
+        )
+
+
+def _iso(time_: dt.datetime) -> str:
+    return time_.astimezone(dt.UTC).isoformat(timespec="seconds").replace("+00:00", "Z")

@@ -1,0 +1,617 @@
+"""PostgreSQL as a source: several ``pg_dump`` of one snapshot, or one ``pg_basebackup``.
+
+A logical backup of a database is, under one exported snapshot:
+
+- ``schema``: definitions (``--section=pre-data``);
+- ``data-1``...: rows, large tables packed by size; ``data-1`` has the rest, whatever it is: small tables, sequences,
+  large objects, what extensions keep in tables;
+- ``after``: indexes, constraints, triggers, the filling of materialised views (``--section=post-data``);
+
+and for the server ``globals``: roles and tablespaces (``pg_dumpall``). Each is a custom-format archive of its own (but
+``globals``, which is SQL), so that the data streams can be restored side by side from pipes.
+
+A transaction of ours holds the snapshot from before the first ``pg_dump`` until after the last, and shares of locks on
+all tables: nobody drops or truncates one between the plan and its turn. The same transaction counts the rows.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import datetime as dt
+import re
+import threading
+import time
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, Any
+
+import msgspec
+
+from backhaul.databases import postgresql as questions
+from backhaul.databases.postgresql import PostgreSQLServer, ServerFacts
+from backhaul.databases.prerequisites import Prerequisites, Program
+from backhaul.errors import BackhaulError, SourceError
+from backhaul.model.manifest import (
+    AFTER,
+    DATA,
+    GLOBALS,
+    SCHEMA,
+    WHOLE,
+    DatabaseRecord,
+    ProducerRecord,
+    SourceRecord,
+    StreamPart,
+    TableRecord,
+)
+from backhaul.model.source_url import SourceUrl
+from backhaul.pipeline.supervisor import Supervisor
+from backhaul.planning.packing import pack_tables
+from backhaul.sources.base import NamedStream, unique_names
+from backhaul.sources.command import CommandSource
+
+if TYPE_CHECKING:
+    from psycopg import Connection
+
+# Seconds that a dump waits for a lock which somebody else wants for himself, before it gives up: our transaction
+# holds its share of it, and both would wait for ever.
+_LOCK_PATIENCE = 60
+_LOCKED_AT_ONCE = 500
+_CLUSTER_MARKER = "PostgreSQL database cluster dump complete"
+_TABLE_BEGUN = re.compile(rb'dumping contents of table "(.*)"')
+_NEWS = re.compile(rb"(warning|error|fatal|hint|detail|query was|panic)\b", re.IGNORECASE)
+
+
+def is_chatter(line: bytes) -> bool:
+    """Tell what PostgreSQL's programs say with ``-v`` from what they would have said without."""
+    return line.startswith((b"pg_dump: ", b"pg_restore: ", b"pg_dumpall: ")) and not _NEWS.search(line)
+
+
+class PostgreSQLSource:
+    """A database, or with no name in the URL all of a server's. See the module, and ``SourceSet``.
+
+    Args:
+        url: where it is.
+        streams: data streams of each database at once; 1 makes one stream of all of a single database.
+        count: whether rows are counted, for a drill to compare.
+        on_error_line: told each line of the programs' stderr that is news.
+        on_table: told each table as its rows begin.
+        now: the clock.
+    """
+
+    def __init__(
+        self,
+        url: SourceUrl,
+        *,
+        streams: int,
+        count: bool = True,
+        on_error_line: Callable[[bytes], None] | None = None,
+        on_table: Callable[[str], None] = lambda name: None,
+        now: Callable[[], dt.datetime] = lambda: dt.datetime.now(dt.UTC),
+    ) -> None:
+        self.name = url.text
+        self.parallel = streams
+        self.total_tables = 0
+        self._url = url
+        self._count = count
+        self._on_error_line = on_error_line
+        self._on_table = on_table
+        self._now = now
+        self._server = PostgreSQLServer(url)
+        self._facts: ServerFacts | None = None
+        self._dump: Program | None = None
+        self._dump_all: Program | None = None
+        self._databases: list[_Database] = []
+        self._names: list[str] = []
+        self._started = 0.0
+        self._state_of = ""
+
+    @property
+    def _whole_server(self) -> bool:
+        return not self._url.database
+
+    def check(self) -> None:
+        """See ``SourceSet.check``."""
+        self._facts = facts = self._server.facts()
+        missing = Prerequisites(f"A backup of {self.name}")
+        self._dump = self._server.client("pg_dump", facts.major, missing)
+        self._dump_all = self._server.client("pg_dumpall", facts.major, missing)
+        present = [name for name, _ in self._server.databases()]
+        self._names = present if self._whole_server else [self._url.database]
+        if not self._whole_server and not self._server.exists(self._url.database):
+            missing.add(
+                f"the database {self._url.database!r}",
+                f"the server at {self._server.address} has {', '.join(present) or 'none'}",
+                "Correct the name in the URL.",
+            )
+        elif not facts.superuser:
+            for name in self._names:
+                self._check_readable(name, facts, missing)
+        missing.require()
+
+    def _check_readable(self, database: str, facts: ServerFacts, missing: Prerequisites) -> None:
+        with self._server.session(database) as connection:
+            hidden = [
+                name
+                for (name,) in connection.execute(
+                    """select format('%I.%I', n.nspname, c.relname) from pg_class c
+                       join pg_namespace n on n.oid = c.relnamespace
+                       where c.relkind in ('r', 'S', 'p') and n.nspname not like 'pg\\_%'
+                         and n.nspname <> 'information_schema' and c.relpersistence <> 't'
+                         and not (has_schema_privilege(n.oid, 'usage') and has_table_privilege(c.oid, 'select'))
+                       order by 1"""
+                )
+            ]
+        if hidden:
+            shown = ", ".join(hidden[:5]) + (f" and {len(hidden) - 5} more" if len(hidden) > 5 else "")
+            missing.add(
+                f"the right to read all of {database!r}",
+                f"{facts.user} may not read {shown}",
+                f"psql -d {database} -c 'GRANT pg_read_all_data TO {questions.quoted(facts.user)}'",
+            )
+
+    def open(self, group: Supervisor) -> Sequence[NamedStream]:
+        """See ``SourceSet.open``. Snapshots are taken as each database's first stream starts."""
+        assert self._facts is not None and self._dump is not None and self._dump_all is not None
+        self._started = time.monotonic()
+        self._state_of = self._now().astimezone(dt.UTC).isoformat(timespec="seconds").replace("+00:00", "Z")
+        single = self.parallel == 1 and not self._whole_server
+        streams = [] if single else [self._globals()]
+        prefixes = unique_names(self._names) if self._whole_server else [""]
+        for name, prefix in zip(self._names, prefixes, strict=True):
+            database = _Database(self._server, name, self._dump, count=self._count)
+            database.on_error_line, database.on_table = self._on_error_line, self._on_table
+            self._databases.append(database)
+            streams += database.streams(f"{prefix}." if prefix else "", 1 if single else self.parallel, whole=single)
+            self.total_tables += database.tables
+        return streams
+
+    def _globals(self) -> NamedStream:
+        assert self._facts is not None and self._dump_all is not None
+        command = [self._dump_all.path, "--globals-only", "-w", "-d", self._server.conninfo("postgres")]
+        if not self._facts.superuser:
+            command.append("--no-role-passwords")
+        source = CommandSource(
+            command,
+            self._on_error_line,
+            name=f"pg_dumpall --globals-only of {self.name}",
+            is_chatter=is_chatter,
+            environment=self._server.environment(),
+        )
+        return NamedStream(name="globals", source=source, expect=(_CLUSTER_MARKER,), part=StreamPart(section=GLOBALS))
+
+    def finish(self) -> SourceRecord:
+        """See ``SourceSet.finish``."""
+        assert self._facts is not None and self._dump is not None
+        records = tuple(database.record() for database in self._databases)
+        remarks = []
+        if not self._facts.superuser:
+            remarks.append(f"{self._facts.user} is no superuser: the passwords of roles are not in this backup")
+        coordinates = self._databases[0].coordinates if len(self._databases) == 1 else {}
+        return SourceRecord(
+            kind="postgresql",
+            server=self._facts.version,
+            address=self._server.address,
+            state_of=self._state_of,
+            tools={"pg_dump": self._dump.version},
+            size=sum(record.size for record in records),
+            seconds=round(time.monotonic() - self._started, 3),
+            coordinates=coordinates,
+            databases=records,
+            cluster=self._whole_server,
+            remarks=tuple(remarks),
+        )
+
+    def abort(self) -> None:
+        """See ``SourceSet.abort``."""
+        for database in self._databases:
+            database.close()
+
+
+class _Database:
+    """One database: its snapshot, the streams that share it, and what they turn out to hold."""
+
+    on_error_line: Callable[[bytes], None] | None = None
+
+    def __init__(self, server: PostgreSQLServer, name: str, dump: Program, *, count: bool) -> None:
+        self.name = name
+        self.tables = 0
+        self.coordinates: dict[str, str] = {}
+        self.on_table: Callable[[str], None] = lambda name: None
+        self._server = server
+        self._dump = dump
+        self._count = count
+        self._stream_of: dict[str, str] = {}
+        self._lock = threading.Lock()
+        self._connection: Connection[Any] | None = None
+        self._snapshot = ""
+        self._left = 0
+        self._record: DatabaseRecord | None = None
+        self._records: list[TableRecord] = []
+        self._counted = False
+        self._counts: dict[str, int] = {}
+        self._count_failure: BackhaulError | None = None
+
+    def streams(self, prefix: str, streams: int, *, whole: bool) -> list[NamedStream]:
+        """Plan the streams, by the sizes of now; what appears before the snapshot goes with the rest."""
+        with self._server.session(self.name) as connection:
+            records, extensions = questions.tables_of(connection)
+        tables = [record for record in records if record.kind == "table"]
+        self.tables = len(tables)
+        if whole:
+            self._left = 1
+            return [self._stream("data", WHOLE, [])]
+        movable = [(record.name, record.size) for record in tables if record.name not in extensions]
+        bins = pack_tables(movable, streams)
+        result = [self._stream(f"{prefix}schema", SCHEMA, ["--section=pre-data"])]
+        result.append(self._stream(f"{prefix}after", AFTER, ["--section=post-data"]))
+        for number, names in enumerate(bins, 1):
+            stream = f"{prefix}data-{number}"
+            if number == 1:
+                # No matter what the others name: this one has all but that.
+                options = [f"--exclude-table-data={questions.quoted_always(n)}" for names in bins for n in names]
+            else:
+                options = [f"--table={questions.quoted_always(name)}" for name in names]
+                self._stream_of.update(dict.fromkeys(names, stream))
+            result.append(self._stream(stream, DATA, ["--section=data", *options], others=number == 1))
+        self._left = len(result)
+        return result
+
+    def _stream(self, stream: str, section: str, options: list[str], *, others: bool = False) -> NamedStream:
+        source = _SnapshotDump(self, stream, options)
+        part = StreamPart(section=section, database=self.name, others=others)
+        return NamedStream(name=stream, source=source, part=part)
+
+    def begin(self, group: Supervisor) -> str:
+        """Take the snapshot if no stream has yet; return its name.
+
+        Raises:
+            SourceError: the server refused, or somebody holds a table for himself.
+        """
+        with self._lock:
+            if self._connection is None:
+                self._take_snapshot(group)
+            return self._snapshot
+
+    def _take_snapshot(self, group: Supervisor) -> None:
+        import psycopg
+
+        # (row_security=off: rather an error than a count of what this account may see.)
+        options = (
+            "-c statement_timeout=0 -c idle_in_transaction_session_timeout=0 -c row_security=off"
+            f" -c lock_timeout={_LOCK_PATIENCE}s"
+        )
+        try:
+            connection = self._server.connect(self.name, autocommit=True, options=options)
+            self._connection = connection
+            connection.execute("begin isolation level repeatable read read only")
+            self._snapshot = questions.one_value(connection, "select pg_export_snapshot()")
+            self.coordinates = questions.coordinates(connection)
+            self._record = questions.database_record(connection, self.name)
+            self._records, extensions = questions.tables_of(connection)
+            names = [r.name for r in self._records if r.kind == "table" and r.name not in extensions]
+            for start in range(0, len(names), _LOCKED_AT_ONCE):
+                questions.share_locks(connection, names[start : start + _LOCKED_AT_ONCE])
+        except psycopg.Error as error:
+            raise questions.refused(f"Could not fix the state of {self.name!r}", error) from error
+        if self._count:
+            group.start(lambda: self._count_rows(group, connection), f"count-{self.name}")
+        else:
+            self._counted = True
+
+    def _count_rows(self, group: Supervisor, connection: Connection[Any]) -> None:
+        import psycopg
+
+        try:
+            for record in self._records:
+                group.check()
+                if record.kind != "sequence":
+                    self._counts[record.name] = questions.count_rows(connection, record)
+        except psycopg.Error as error:
+            group.check()
+            self._count_failure = questions.refused(f"Could not count the rows of {self.name!r}", error)
+        finally:
+            with group.condition:
+                self._counted = True
+                group.condition.notify_all()
+
+    def stream_ended(self, group: Supervisor) -> None:
+        """Note that a stream has ended well; after the last one the snapshot is let go."""
+        with self._lock:
+            self._left -= 1
+            if self._left:
+                return
+        with group.condition:
+            group.wait_for(lambda: self._counted)
+        if self._count_failure is not None:
+            raise self._count_failure
+        self.close()
+
+    def record(self) -> DatabaseRecord:
+        """Return what the database held in that state."""
+        assert self._record is not None
+        tables = tuple(
+            msgspec.structs.replace(
+                record, rows=self._counts.get(record.name), stream=self._stream_of.get(record.name, "")
+            )
+            for record in self._records
+        )
+        return msgspec.structs.replace(self._record, tables=tables)
+
+    def command(self, options: list[str]) -> list[str]:
+        """Return a ``pg_dump`` of the snapshot."""
+        return [
+            self._dump.path,
+            "--format=custom",
+            "--compress=0",
+            "--verbose",
+            "-w",
+            f"--lock-wait-timeout={_LOCK_PATIENCE}s",
+            f"--snapshot={self._snapshot}",
+            *options,
+            "-d",
+            self._server.conninfo(self.name),
+        ]
+
+    def source(self, stream: str, options: list[str]) -> CommandSource:
+        """Return the source of a stream; the snapshot is taken."""
+        return CommandSource(
+            self.command(options),
+            self.on_error_line,
+            name=f"pg_dump of {self.name} ({stream})",
+            is_chatter=self._listen,
+            environment=self._server.environment(),
+        )
+
+    def _listen(self, line: bytes) -> bool:
+        begun = _TABLE_BEGUN.search(line)
+        if begun is not None:
+            self.on_table(begun[1].decode(errors="replace"))
+        return is_chatter(line)
+
+    def close(self) -> None:
+        """Let go of the snapshot and the locks."""
+        connection = self._connection
+        if connection is not None:
+            with contextlib.suppress(Exception):
+                connection.cancel()
+            with contextlib.suppress(Exception):
+                connection.close()
+
+
+class _SnapshotDump:
+    """One ``pg_dump`` that waits for its database's snapshot. See ``Source``."""
+
+    def __init__(self, database: _Database, stream: str, options: list[str]) -> None:
+        self.name = f"pg_dump of {database.name} ({stream})"
+        self._database = database
+        self._stream = stream
+        self._options = options
+        self._source: CommandSource | None = None
+        self._group: Supervisor | None = None
+
+    def check(self) -> None:
+        """See ``Source.check``."""
+
+    def start(self, group: Supervisor) -> None:
+        """See ``Source.start``."""
+        self._group = group
+        self._database.begin(group)
+        self._source = self._database.source(self._stream, self._options)
+        self._source.start(group)
+
+    def read_into(self, buffer: memoryview) -> int:
+        """See ``Source.read_into``."""
+        assert self._source is not None
+        return self._source.read_into(buffer)
+
+    def finish(self) -> ProducerRecord:
+        """See ``Source.finish``."""
+        assert self._source is not None and self._group is not None
+        record = self._source.finish()
+        self._database.stream_ended(self._group)
+        return record
+
+    def abort(self) -> None:
+        """See ``Source.abort``."""
+        if self._source is not None:
+            self._source.abort()
+
+
+# -- physical -------------------------------------------------------------------------------------------
+
+# The end of a base backup is its manifest, whose last lines these are, and less than 4 KiB of a tar's end.
+_TAIL = 16 << 10
+_WAL_RANGES = re.compile(
+    rb'"Timeline":\s*(\d+),\s*"Start-LSN":\s*"([0-9A-F]+/[0-9A-F]+)",\s*"End-LSN":\s*"([0-9A-F]+/[0-9A-F]+)"'
+)
+_MARKER = "Manifest-Checksum"
+# What a server needs for one base backup: a WAL sender, and WAL that lasts.
+_SLOT = "select pg_create_physical_replication_slot(%s, true, true)"
+
+
+class PostgreSQLPhysicalSource:
+    """All of a server's files, by ``pg_basebackup``, with the WAL that makes them consistent. See ``SourceSet``."""
+
+    parallel = 1
+
+    def __init__(
+        self,
+        url: SourceUrl,
+        *,
+        on_error_line: Callable[[bytes], None] | None = None,
+        now: Callable[[], dt.datetime] = lambda: dt.datetime.now(dt.UTC),
+    ) -> None:
+        self.name = url.text
+        self.total_tables = 0
+        self._on_error_line = on_error_line
+        self._now = now
+        self._server = PostgreSQLServer(url)
+        self._facts: ServerFacts | None = None
+        self._program: Program | None = None
+        self._slot: Connection[Any] | None = None
+        self._databases: list[DatabaseRecord] = []
+        self._source: _BaseBackup | None = None
+        self._started = 0.0
+        self._state_of = ""
+
+    def check(self) -> None:
+        """See ``SourceSet.check``."""
+        self._facts = facts = self._server.facts()
+        missing = Prerequisites(f"A physical backup of {self.name}")
+        self._program = self._server.client("pg_basebackup", facts.major, missing)
+        if self._program is not None and self._program.major != facts.major:
+            missing.add(
+                f"pg_basebackup of version {facts.major}",
+                f"{self._program.path} is of {self._program.version}",
+                f"apt-get install postgresql-client-{facts.major}",
+            )
+        check_physical(self._server, facts, missing)
+        missing.require()
+
+    def open(self, group: Supervisor) -> Sequence[NamedStream]:
+        """See ``SourceSet.open``."""
+        assert self._program is not None
+        self._started = time.monotonic()
+        self._state_of = self._now().astimezone(dt.UTC).isoformat(timespec="seconds").replace("+00:00", "Z")
+        self._databases = [DatabaseRecord(name=name, size=size) for name, size in self._server.databases()]
+        self._keep_wal()
+        command = [
+            self._program.path,
+            "--pgdata=-",
+            "--format=tar",
+            "--wal-method=fetch",
+            "--checkpoint=fast",
+            "-w",
+            "-d",
+            self._server.conninfo(self._server.maintenance),
+        ]
+        self._source = _BaseBackup(
+            CommandSource(
+                command,
+                self._on_error_line,
+                name=f"pg_basebackup of {self.name}",
+                environment=self._server.environment(),
+            )
+        )
+        return (NamedStream(name="base", source=self._source, expect=(_MARKER,), part=StreamPart(section=WHOLE)),)
+
+    def _keep_wal(self) -> None:
+        """Have the server keep its WAL from here on: the slot is gone with our connection, whatever happens."""
+        import psycopg
+
+        connection = self._server.connect(self._server.maintenance)
+        self._slot = connection
+        try:
+            connection.execute(_SLOT, (f"backhaul_{connection.info.backend_pid}",))
+        except psycopg.Error as error:
+            raise questions.refused("Could not have the server keep its WAL during the backup", error) from error
+
+    def finish(self) -> SourceRecord:
+        """See ``SourceSet.finish``."""
+        assert self._facts is not None and self._program is not None and self._source is not None
+        self.abort()
+        return SourceRecord(
+            kind="postgresql+physical",
+            server=self._facts.version,
+            address=self._server.address,
+            state_of=self._state_of,
+            tools={"pg_basebackup": self._program.version},
+            size=sum(database.size for database in self._databases),
+            seconds=round(time.monotonic() - self._started, 3),
+            coordinates=self._source.coordinates,
+            databases=tuple(self._databases),
+            cluster=True,
+        )
+
+    def abort(self) -> None:
+        """See ``SourceSet.abort``."""
+        if self._slot is not None:
+            with contextlib.suppress(Exception):
+                self._slot.close()
+
+
+def check_physical(server: PostgreSQLServer, facts: ServerFacts, missing: Prerequisites) -> None:
+    """Note what keeps a server from giving a base backup to stdout."""
+    user = questions.quoted(facts.user)
+    if not facts.replication:
+        missing.add("the right to replicate", f"{facts.user} has it not", f"psql -c 'ALTER ROLE {user} REPLICATION'")
+    if facts.settings.get("wal_level") == "minimal":
+        missing.add(
+            "wal_level = replica",
+            "it is minimal: what the WAL lacks can't be replayed",
+            "psql -c 'ALTER SYSTEM SET wal_level = replica'  (and restart the server)",
+        )
+    if facts.settings.get("max_wal_senders") == "0":
+        missing.add(
+            "a WAL sender",
+            "max_wal_senders is 0",
+            "psql -c 'ALTER SYSTEM SET max_wal_senders = 10'  (and restart the server)",
+        )
+    with server.session() as connection:
+        tablespaces = [
+            name
+            for (name,) in connection.execute(
+                "select spcname from pg_tablespace where spcname not in ('pg_default', 'pg_global')"
+            )
+        ]
+        slots = questions.one_value(
+            connection,
+            """select (current_setting('max_replication_slots')::int
+                       - (select count(*) from pg_replication_slots))::text""",
+        )
+    if int(slots) < 1:
+        missing.add(
+            "a free replication slot",
+            "all of max_replication_slots are in use",
+            "psql -c 'ALTER SYSTEM SET max_replication_slots = 20'  (and restart the server)",
+        )
+    if tablespaces:
+        missing.add(
+            "a server without tablespaces of its own",
+            f"it has {', '.join(tablespaces)}, and pg_basebackup can't send them to a pipe",
+            "Back it up logically, with postgresql://",
+        )
+
+
+class _BaseBackup:
+    """``pg_basebackup``'s tar, whose end tells the LSNs. See ``Source``."""
+
+    def __init__(self, source: CommandSource) -> None:
+        self.name = source.name
+        self.coordinates: dict[str, str] = {}
+        self._source = source
+        self._tail = b""
+
+    def check(self) -> None:
+        """See ``Source.check``."""
+        self._source.check()
+
+    def start(self, group: Supervisor) -> None:
+        """See ``Source.start``."""
+        self._source.start(group)
+
+    def read_into(self, buffer: memoryview) -> int:
+        """See ``Source.read_into``."""
+        count = self._source.read_into(buffer)
+        self._tail = (self._tail + bytes(buffer[max(0, count - _TAIL) : count]))[-_TAIL:]
+        return count
+
+    def finish(self) -> ProducerRecord:
+        """See ``Source.finish``."""
+        record = self._source.finish()
+        ranges = _WAL_RANGES.findall(self._tail)
+        if not ranges or _MARKER.encode() not in self._tail:
+            raise SourceError(
+                f"The stream does not end as it should: {self.name}",
+                "its last file is no backup manifest with WAL ranges",
+                "The backup is not whole. Nothing was committed; push again.",
+            )
+        self.coordinates = {
+            "timeline": ranges[-1][0].decode(),
+            "start_lsn": ranges[0][1].decode(),
+            "end_lsn": ranges[-1][2].decode(),
+        }
+        return record
+
+    def abort(self) -> None:
+        """See ``Source.abort``."""
+        self._source.abort()
