@@ -12,7 +12,7 @@ from typing import Any, NoReturn
 
 import click
 
-from backhaul.cli import doctor, inspect, keys, mirror, pull, push
+from backhaul.cli import doctor, inspect, keys, mirror, pull, push, restore
 from backhaul.cli.command import ExampleGroup
 from backhaul.cli.output import ReportedError, error_document, print_error, print_json
 from backhaul.errors import BackhaulError, ConfigurationError, FailedError, InterruptedByUserError, UsageError
@@ -60,6 +60,7 @@ def cli(config: str | None) -> None:
 
 cli.add_command(push.push)
 cli.add_command(pull.pull)
+cli.add_command(restore.restore)
 cli.add_command(inspect.list_)
 cli.add_command(inspect.show)
 cli.add_command(inspect.verify)

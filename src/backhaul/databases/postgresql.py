@@ -226,14 +226,14 @@ union all select 1 from pg_type t join pg_namespace n on n.oid = t.typnamespace
  where n.nspname not like 'pg\\_%' and n.nspname <> 'information_schema'
 limit 1"""
 
-# Ordinary tables, partitions with rows of their own, materialised views; what extensions brought is theirs.
+# Tables, those whose rows are in partitions, materialised views, sequences; what extensions brought is theirs.
 TABLES: LiteralString = """
 select format('%I.%I', n.nspname, c.relname), c.relkind::text,
        case when c.relkind in ('r', 'm') then pg_table_size(c.oid) else 0 end,
        exists (select 1 from pg_depend d
                 where d.classid = 'pg_class'::regclass and d.objid = c.oid and d.deptype = 'e')
   from pg_class c join pg_namespace n on n.oid = c.relnamespace
- where (c.relkind in ('r', 'S') or (c.relkind = 'm' and c.relispopulated)) and c.relpersistence <> 't'
+ where (c.relkind in ('r', 'p', 'S') or (c.relkind = 'm' and c.relispopulated)) and c.relpersistence <> 't'
    and n.nspname not like 'pg\\_%' and n.nspname <> 'information_schema'
  order by 1"""
 
@@ -312,7 +312,7 @@ def database_record(connection: Connection[Any], name: str) -> DatabaseRecord:
 
 def tables_of(connection: Connection[Any]) -> tuple[list[TableRecord], set[str]]:
     """Return tables, materialised views and sequences; and the names of those that belong to extensions."""
-    kinds = {"r": "table", "m": "view", "S": "sequence"}
+    kinds = {"r": "table", "p": "partitioned", "m": "view", "S": "sequence"}
     rows = _all(connection, TABLES)
     records = [TableRecord(name=name, size=int(size), kind=kinds[kind]) for name, kind, size, _ in rows]
     return records, {name for name, _, _, extension in rows if extension}

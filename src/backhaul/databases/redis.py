@@ -144,6 +144,8 @@ class RedisConnection:
 
     def _answer(self) -> str:
         line = self._line()
+        while not line:  # (a master that saves says newlines before its answer)
+            line = self._line()
         kind, rest = line[:1], line[1:].decode(errors="replace")
         if kind == b"-":
             raise RedisError(rest)

@@ -115,7 +115,8 @@ class TableRecord(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True,
         rows: counted in the state that was backed up; None where they were not counted.
         size: bytes that it took at the source.
         stream: which stream has its rows; empty where there is one alone, or for all that no stream names.
-        kind: ``table``; ``view`` of a materialised view; ``sequence``; ``file``.
+        kind: ``table``; ``partitioned`` for one whose rows are in its partitions; ``view`` of a materialised view;
+            ``sequence``; ``file``.
         apart: it was not read in the state of the others: its engine knows no transactions.
     """
 

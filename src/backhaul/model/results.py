@@ -100,6 +100,27 @@ class PullResult(msgspec.Struct, frozen=True, kw_only=True):
     peak_memory: int
 
 
+class RestoreResult(msgspec.Struct, frozen=True, kw_only=True):
+    """A restore that was finished.
+
+    ``fetched`` bytes came from the store; ``phases`` are seconds by what went on, in order; ``remarks`` say what its
+    operator may want to know.
+    """
+
+    series: str
+    id: str
+    into: str
+    streams: tuple[str, ...]
+    raw_size: int
+    fetched: int
+    seconds: float
+    phases: dict[str, float]
+    jobs: int
+    remarks: tuple[str, ...]
+    memory: MemoryBound
+    peak_memory: int
+
+
 class BackupSummary(msgspec.Struct, frozen=True, kw_only=True):
     """One committed backup as a listing shows it: from object names and sizes alone.
 

@@ -100,23 +100,21 @@ def push_bound(
 
 
 def pull_bound(
-    workers: int, largest_frame: int, largest_stored: int, frames: int, *, encrypted: bool = False
+    workers: int, largest_frame: int, largest_stored: int, frames: int, *, encrypted: bool = False, lanes: int = 1
 ) -> MemoryBound:
-    """Return the bound of a pull; the sizes are the largest frame's, raw and stored.
+    """Return the bound of a pull, or of ``lanes`` at once; the sizes are the largest frame's, raw and stored.
 
     What is encrypted is fetched in whole chunks, and opened into memory of its own.
     """
     fetched = max(RANGE_STORED, largest_stored)
     if encrypted:
         fetched = 2 * (fetched // CHUNK_SIZE + 2) * SEALED_CHUNK_SIZE
-    return _bound(
-        {
-            "base": BASE,
-            "decoded ranges": pull_window(workers) * max(RANGE_RAW, largest_frame),
-            "fetch buffers": workers * fetched,
-            "seek table": frames * (ENTRY_SIZE + 2 * 40),
-        }
-    )
+    each = {
+        "decoded ranges": pull_window(workers) * max(RANGE_RAW, largest_frame),
+        "fetch buffers": workers * fetched,
+        "seek table": frames * (ENTRY_SIZE + 2 * 40),
+    }
+    return _bound({"base": BASE, **{term: lanes * size for term, size in each.items()}})
 
 
 def pull_window(workers: int) -> int:

@@ -82,7 +82,13 @@ class PullProgress:
         self.total = 0
         self.stored = 0
         self.requests = 0
+        self.tables = TableProgress()
         self._lock = threading.Lock()
+
+    def delivered(self, count: int) -> None:
+        """Count bytes that a target took; called from many threads."""
+        with self._lock:
+            self.raw += count
 
     def fetched(self, count: int) -> None:
         """Count one request and its bytes; called from many threads."""

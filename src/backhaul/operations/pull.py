@@ -82,7 +82,6 @@ def pull(
     store = open_store(location, policy=policy)
     counters = progress or PullProgress()
     workers = options.workers or 2 * memory.default_workers()
-    digest = StreamDigest(crc=False)
     with contextlib.closing(store):
         backup = series.find_backup(store, when)
         committed = series.read_backup(store, backup)
@@ -93,19 +92,13 @@ def pull(
         # Undone in reverse: the target first, so that a consumer is dead before anything else is waited for.
         with group, contextlib.ExitStack() as stack:
             stack.callback(target.abort)
-            target.start(stream.record.raw.size, group)
-            for data in decoded(stream, group, workers, counters):
-                digest.feed(data)
-                target.write(data)
-                counters.raw += len(data)
-            stream.check_raw(digest.size, digest.blake3)
-            target.commit()
+            deliver(stream, target, group, workers, counters)
     table = stream.table
     return PullResult(
         series=location.text,
         id=backup,
         stream=stream.record.name,
-        raw_size=digest.size,
+        raw_size=stream.record.raw.size,
         stored_size=stream.record.stored.size,
         seconds=time.monotonic() - clock,
         requests=counters.requests,
@@ -119,6 +112,26 @@ def pull(
         ),
         peak_memory=memory.peak_memory(),
     )
+
+
+def deliver(stream: StoredStream, target: Target, group: Supervisor, workers: int, progress: PullProgress) -> None:
+    """Bring a whole stream into a target, which gets its end once the hash of everything was compared.
+
+    Whoever calls is inside the group's block, and aborts the target if this raises.
+
+    Raises:
+        IntegrityError: what is stored is not what was pushed.
+        TargetError: the target can't take it.
+        StoreError: the store could not be read.
+    """
+    digest = StreamDigest(crc=False)
+    target.start(stream.record.raw.size, group)
+    for data in decoded(stream, group, workers, progress):
+        digest.feed(data)
+        target.write(data)
+        progress.delivered(len(data))
+    stream.check_raw(digest.size, digest.blake3)
+    target.commit()
 
 
 def decoded(

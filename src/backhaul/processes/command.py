@@ -56,6 +56,7 @@ class Command:
     Args:
         arguments: the program and its arguments; no shell.
         capture_output: whether its stdout is read here (``output``), else it is inherited.
+        discard_output: whether its stdout goes nowhere.
         feed_input: whether its stdin is written here (``input``), else it is inherited.
         on_error_line: told each line of its stderr, without the newline; the default passes them on.
         is_chatter: tells lines of its stderr that are no news: they are not passed on, and not among its last words.
@@ -70,6 +71,7 @@ class Command:
         arguments: Sequence[str],
         *,
         capture_output: bool = False,
+        discard_output: bool = False,
         feed_input: bool = False,
         on_error_line: Callable[[bytes], None] | None = None,
         is_chatter: Callable[[bytes], bool] = lambda line: False,
@@ -98,7 +100,7 @@ class Command:
             error_reader, error_writer = pipe()
             close_on(ours, error_reader), close_on(theirs, error_writer)
             standard_input: int | None = None
-            standard_output: int | None = None
+            standard_output: int | None = subprocess.DEVNULL if discard_output else None
             hold = -1
             if feed_input:
                 standard_input, self.input = pipe()

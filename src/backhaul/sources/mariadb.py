@@ -533,6 +533,8 @@ class MariaDBPhysicalSource:
         self._state_of = _iso(self._now())
         with self._server.session() as connection:
             self._databases = [questions.database_record(connection, name)[0] for name in self._server.databases()]
+        with self._server.session() as connection:
+            replica = bool(questions.rows(connection, "show slave status"))
         self._directory = tempfile.mkdtemp(prefix="backhaul-mariadb-")  # for the tool's record, a few kB
         command = [
             self._program.path,
@@ -542,7 +544,7 @@ class MariaDBPhysicalSource:
             f"--parallel={self._threads}",
             f"--target-dir={self._directory}",
             f"--extra-lsndir={self._directory}",
-            "--slave-info",
+            *(["--slave-info"] if replica else []),
         ]
         source = CommandSource(
             command,

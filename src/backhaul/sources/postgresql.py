@@ -303,7 +303,7 @@ class _Database:
         try:
             for record in self._records:
                 group.check()
-                if record.kind != "sequence":
+                if record.kind in ("table", "view"):
                     self._counts[record.name] = questions.count_rows(connection, record)
         except psycopg.Error as error:
             group.check()

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import shlex
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 from backhaul.errors import TargetError
 from backhaul.formats.redaction import redact_command
@@ -18,10 +18,29 @@ _END_PATIENCE = 5.0
 
 
 class CommandTarget:
-    """Runs a command and writes to its stdin. Unless ``commit`` is reached it is killed, never given an end."""
+    """Runs a command and writes to its stdin. Unless ``commit`` is reached it is killed, never given an end.
 
-    def __init__(self, arguments: Sequence[str], on_error_line: Callable[[bytes], None] | None = None) -> None:
-        self.name = shlex.join(redact_command(arguments))
+    Args:
+        arguments: the program and its arguments; no shell.
+        on_error_line: told each line of its stderr; the default passes them on.
+        name: for messages, instead of the command itself.
+        is_chatter, environment, discard_output: see ``Command``.
+    """
+
+    def __init__(
+        self,
+        arguments: Sequence[str],
+        on_error_line: Callable[[bytes], None] | None = None,
+        *,
+        name: str | None = None,
+        is_chatter: Callable[[bytes], bool] = lambda line: False,
+        environment: Mapping[str, str] | None = None,
+        discard_output: bool = False,
+    ) -> None:
+        self._discard_output = discard_output
+        self.name = name or shlex.join(redact_command(arguments))
+        self._is_chatter = is_chatter
+        self._environment = environment
         self._arguments = arguments
         self._on_error_line = on_error_line
         self._command: Command | None = None
@@ -30,7 +49,14 @@ class CommandTarget:
     def start(self, raw_size: int, group: Supervisor) -> None:
         """See ``Target.start``."""
         self._group = group
-        self._command = Command(self._arguments, feed_input=True, on_error_line=self._on_error_line)
+        self._command = Command(
+            self._arguments,
+            feed_input=True,
+            discard_output=self._discard_output,
+            on_error_line=self._on_error_line,
+            is_chatter=self._is_chatter,
+            environment=self._environment,
+        )
         assert self._command.input is not None
         widen_pipe(self._command.input)
         os.set_blocking(self._command.input, False)

@@ -1,0 +1,452 @@
+"""MariaDB as a target: tables restored in a database beside, and renamed into place when their rows are whole.
+
+MariaDB can't rename a database, but any number of tables in one statement. So tables and rows go into
+``app_restoring_...``; once all are right they are renamed into ``app`` at once (those that were there into
+``app_replaced_...`` by the same statement), and then come views, routines, triggers and events. A table of the name
+``backhaul_restore_unfinished`` stands in ``app`` from before the renaming until all is done.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import re
+from collections.abc import Callable, Iterator, Sequence
+from typing import TYPE_CHECKING
+
+import msgspec
+
+from backhaul.databases import mariadb as questions
+from backhaul.databases.mariadb import MariaDBServer, quoted, rows
+from backhaul.databases.prerequisites import Prerequisites, Program, find_program
+from backhaul.errors import TargetError, UsageError
+from backhaul.formats.sql_script import split_statements
+from backhaul.model.manifest import AFTER, DATA, GLOBALS, SCHEMA, WHOLE, DatabaseRecord, SourceRecord, StreamRecord
+from backhaul.model.source_url import SourceUrl
+from backhaul.pipeline.supervisor import Supervisor
+from backhaul.targets.base import Target
+from backhaul.targets.command import CommandTarget
+from backhaul.targets.sections import Phase, Step, TextTarget
+
+if TYPE_CHECKING:
+    from pymysql.connections import Connection
+    from pymysql.cursors import Cursor
+
+_LONGEST_NAME = 64
+MARKER = "backhaul_restore_unfinished"
+_ACCOUNT = re.compile(r"(?:`([^`]*)`|'([^']*)')@(?:`([^`]*)`|'([^']*)')")
+
+
+class MariaDBRestoreOptions(msgspec.Struct, frozen=True, kw_only=True):
+    """How to restore: see ``PostgreSQLRestoreOptions``; ``globals_`` makes accounts that the server lacks."""
+
+    replace: bool = False
+    only: tuple[str, ...] = ()
+    globals_: bool = False
+
+
+class _Restored(msgspec.Struct, kw_only=True):
+    """A database on its way. ``in_place``: its definitions name it, so it can't be made under another name."""
+
+    record: DatabaseRecord
+    final: str
+    temporary: str
+    aside: str
+    streams: list[StreamRecord]
+    in_place: bool
+    existed: bool = False
+    begun: bool = False
+    swapped: bool = False
+
+
+class MariaDBRestore:
+    """See the module, and ``RestoreTarget``.
+
+    Args:
+        url: the server, and the name of the database; without a name the recorded ones are taken.
+        options: how to restore.
+        on_error_line: told each line of the programs' stderr.
+        on_table: told each table as its rows begin.
+    """
+
+    def __init__(
+        self,
+        url: SourceUrl,
+        options: MariaDBRestoreOptions,
+        *,
+        on_error_line: Callable[[bytes], None] | None = None,
+        on_table: Callable[[str], None] = lambda name: None,
+    ) -> None:
+        self.name = url.text
+        self.remarks: list[str] = []
+        self.server = MariaDBServer(url)
+        self._url = url
+        self._options = options
+        self._on_error_line = on_error_line
+        self._on_table = on_table
+        self._program: Program | None = None
+        self._restored: list[_Restored] = []
+        self._globals: StreamRecord | None = None
+
+    def check(self, source: SourceRecord, streams: Sequence[StreamRecord], suffix: str = "backhaul") -> None:
+        """See ``RestoreTarget.check``; ``suffix`` ends the temporary names."""
+        facts = self.server.facts()
+        missing = Prerequisites(f"A restore into {self.name}")
+        self._program = find_program("mariadb") or find_program("mysql") or missing.program("mariadb")
+        numbers = tuple(int(number) for number in re.findall(r"\d+", source.server)[:2])
+        if facts.series < numbers and ("maria" in facts.version.lower()) == ("maria" in source.server.lower()):
+            missing.add(
+                f"a MariaDB server of version {'.'.join(map(str, numbers))} or newer",
+                f"the backup is of {source.server}, and this server is {facts.version}",
+                "Restore into a newer server.",
+            )
+        self._plan(source, streams, suffix)
+        with self.server.session() as connection:
+            engines = {str(name) for name, support, *_ in rows(connection, "show engines") if support != "NO"}
+            accounts = {f"{user}@{host}" for user, host in rows(connection, "select user, host from mysql.user")}
+        for restored in self._restored:
+            self._check_place(restored, missing)
+            for engine in restored.record.needs.get("engines", ()):
+                if engine not in engines:
+                    missing.add(
+                        f"the storage engine {engine}",
+                        f"tables of {restored.record.name!r} use it, and the server has it not",
+                        f"apt-get install mariadb-plugin-{engine.lower()}  (or the package that holds it)",
+                    )
+            unknown = [name for name in restored.record.needs.get("definers", ()) if name not in accounts]
+            if unknown and not self._options.globals_:
+                self.remarks.append(
+                    f"views, routines, triggers or events run as accounts that are not here: {', '.join(unknown)}"
+                )
+        missing.require()
+
+    def _plan(self, source: SourceRecord, streams: Sequence[StreamRecord], suffix: str) -> None:
+        named = self._url.database
+        if named and len(source.databases) != 1:
+            raise UsageError(
+                f"{self.name} names one database",
+                f"the backup has {len(source.databases)}: {', '.join(d.name for d in source.databases)}",
+                "Leave the name out of the URL, to restore each under its own.",
+            )
+        self._globals = next((s for s in streams if s.part is not None and s.part.section == GLOBALS), None)
+        for record in source.databases:
+            final = named or record.name
+            own = [s for s in streams if s.part is not None and s.part.database == record.name]
+            whole = any(s.part is not None and s.part.section == WHOLE for s in own)
+            bound = record.needs.get("own name", ())
+            if bound and final != record.name:
+                raise UsageError(
+                    f"{record.name!r} can only be restored under its own name",
+                    f"the definition of {bound[0]} names the database that its sequence is in",
+                    f"Restore it into another server, as {record.name!r}.",
+                )
+            self._check_only(record, whole=whole)
+            kept = final[: _LONGEST_NAME - len(suffix) - len("_restoring_")]
+            self._restored.append(
+                _Restored(
+                    record=record,
+                    final=final,
+                    temporary=f"{kept}_restoring_{suffix}",
+                    aside=f"{kept}_replaced_{suffix}",
+                    streams=own,
+                    in_place=whole or bool(bound),
+                )
+            )
+
+    def _check_only(self, record: DatabaseRecord, *, whole: bool) -> None:
+        names = [table.name for table in record.tables]
+        for name in self._options.only:
+            if name not in names:
+                raise UsageError(
+                    f"--only {name!r} means no table of {record.name!r}",
+                    "there is none of that name",
+                    f"There are: {', '.join(names[:10])}",
+                )
+        if self._options.only and whole:
+            raise UsageError(
+                "--only can't choose from this backup",
+                "it was made with --streams 1: all tables are in one stream",
+                "Restore all of it, and copy the table.",
+            )
+
+    def _check_place(self, restored: _Restored, missing: Prerequisites) -> None:
+        present = self.server.databases()
+        restored.existed = restored.final in present
+        if restored.existed and not self.server.is_empty(restored.final):
+            if not self._options.replace:
+                missing.add(
+                    f"the database {restored.final!r} to be empty, or not to exist",
+                    f"it holds something on the server at {self.server.address}",
+                    "Name another one in --into, or say --replace.",
+                )
+            elif restored.in_place:
+                missing.add(
+                    f"the database {restored.final!r} to be empty, or not to exist",
+                    "this backup can't be restored beside it (one stream of all, or tables that name their database)",
+                    f"Drop it first, if it is to go: mariadb -e 'DROP DATABASE {quoted(restored.final)}'",
+                )
+        for name in (restored.temporary, restored.aside):
+            if name in present:
+                missing.add(
+                    f"the name {name!r}",
+                    "an interrupted restore of the same backup left it, or another one is under way",
+                    f"mariadb -e 'DROP DATABASE {quoted(name)}'",
+                )
+
+    # -- the streams -----------------------------------------------------------------------------------
+
+    def phases(self, jobs: int) -> Sequence[Phase]:
+        """See ``RestoreTarget.phases``."""
+        result: list[Phase] = []
+        if self._options.globals_ and self._globals is not None:
+            step = Step(self._globals.name, lambda: TextTarget(f"accounts of {self.name}", self._make_globals))
+            result.append(Phase("accounts", (step,)))
+        for restored in self._restored:
+            result += self._phases_of(restored)
+        return result
+
+    def _phases_of(self, restored: _Restored) -> list[Phase]:
+        label = restored.record.name
+        sections: dict[str, list[StreamRecord]] = {}
+        for stream in restored.streams:
+            assert stream.part is not None
+            sections.setdefault(stream.part.section, []).append(stream)
+        working = restored.final if restored.in_place else restored.temporary
+
+        def steps(section: str, database: str) -> tuple[Step, ...]:
+            streams = sorted(sections.get(section, ()), key=lambda s: -s.raw.size)
+            return tuple(Step(s.name, functools.partial(self._pipe, restored, s, database)) for s in streams)
+
+        begin = functools.partial(self._create, restored)
+        swap = functools.partial(self._swap, restored)
+        if WHOLE in sections:
+            return [Phase(label, steps(WHOLE, working), begin)]
+        after = [
+            Phase(
+                f"{label}: {s.name.rpartition('.')[2]}",
+                (Step(s.name, functools.partial(self._pipe, restored, s, restored.final)),),
+            )
+            for s in sections.get(AFTER, ())
+        ]
+        return [
+            Phase(f"{label}: definitions", steps(SCHEMA, working), begin),
+            Phase(f"{label}: rows", steps(DATA, working)),
+            Phase(f"{label}: into place", (), swap),
+            *after,
+        ]
+
+    def _pipe(self, restored: _Restored, stream: StreamRecord, database: str) -> Target:
+        assert self._program is not None
+        command = [
+            self._program.path,
+            *self.server.options(),
+            "--default-character-set=utf8mb4",
+            "--binary-mode",
+            "--init-command=set session foreign_key_checks = 0, unique_checks = 0",
+            f"--database={database}",
+        ]
+        return _Script(
+            CommandTarget(
+                command,
+                self._on_error_line,
+                name=f"mariadb into {restored.final} ({stream.name})",
+                environment=self.server.environment(),
+                discard_output=True,
+            ),
+            self._on_table,
+            self._options.only if stream.part is not None and stream.part.section == DATA else (),
+        )
+
+    # -- before and after ------------------------------------------------------------------------------
+
+    def _make_globals(self, script: str) -> None:
+        """Make the accounts that the server lacks; those that it has stay as they are."""
+        import pymysql
+
+        with self.server.session() as connection:
+            present = {(str(u), str(h)) for u, h in rows(connection, "select user, host from mysql.user")}
+            for statement in split_statements(script):
+                match = _ACCOUNT.search(statement)
+                if not statement.upper().startswith(
+                    ("CREATE USER", "CREATE ROLE", "GRANT", "/*M!100103 CREATE", "ALTER USER")
+                ):
+                    continue
+                if match is not None and (match[1] or match[2] or "", match[3] or match[4] or "") in present:
+                    continue
+                try:
+                    rows(connection, statement)
+                except pymysql.Error as error:
+                    self.remarks.append(f"{' '.join(statement.split()[:3])}: {questions.words(error)}")
+
+    def _create(self, restored: _Restored) -> None:
+        properties = restored.record.properties
+        options = (
+            f" character set {properties['charset']} collate {properties['collation']}"
+            if properties.get("charset", "").isidentifier() and properties.get("collation", "").isidentifier()
+            else ""
+        )
+        restored.begun = True
+        with self._statements("make a database") as connection:
+            if restored.in_place:
+                rows(connection, f"create database if not exists {quoted(restored.final)}{options}")
+                self._mark(connection, restored)
+            else:
+                rows(connection, f"create database {quoted(restored.temporary)}{options}")
+
+    def _mark(self, connection: Connection[Cursor], restored: _Restored) -> None:
+        rows(connection, f"create table {quoted(restored.final)}.{quoted(MARKER)} (since timestamp) engine = InnoDB")
+
+    def _swap(self, restored: _Restored) -> None:
+        """Rename every table into place, and what was there out of it, in one statement."""
+        if restored.in_place:
+            return
+        final, temporary, aside = quoted(restored.final), quoted(restored.temporary), quoted(restored.aside)
+        with self._statements("give the restored tables their place") as connection:
+            new = _tables(connection, restored.temporary)
+            rows(connection, f"create database if not exists {final}")
+            properties = restored.record.properties
+            if properties.get("collation", "").isidentifier():
+                rows(connection, f"alter database {final} collate {properties['collation']}")
+            old = _tables(connection, restored.final)
+            if not self._options.replace and not self.server.is_empty(restored.final):
+                raise TargetError(
+                    f"The database {restored.final!r} is not empty any more",
+                    "somebody filled it during the restore",
+                    "Nothing of it was touched, and what was restored is removed. Say --replace to replace it.",
+                )
+            self._mark(connection, restored)
+            if old:
+                rows(connection, f"create database {aside}")
+                self._drop_code(connection, restored.final)
+            renames = [f"{final}.{quoted(name)} to {aside}.{quoted(name)}" for name in old]
+            renames += [f"{temporary}.{quoted(name)} to {final}.{quoted(name)}" for name in new]
+            if renames:
+                rows(connection, "rename table " + ", ".join(renames))
+            restored.swapped = True
+            rows(connection, f"drop database {temporary}")
+
+    def _drop_code(self, connection: Connection[Cursor], database: str) -> None:
+        """Drop the old triggers, views, routines and events: tables with triggers can't be renamed elsewhere."""
+        for kind, query in (
+            ("trigger", "select trigger_name from information_schema.triggers where trigger_schema = %s"),
+            ("view", "select table_name from information_schema.views where table_schema = %s"),
+            ("event", "select event_name from information_schema.events where event_schema = %s"),
+        ):
+            for (name,) in rows(connection, query, (database,)):
+                rows(connection, f"drop {kind} {quoted(database)}.{quoted(name)}")
+        routines = "select routine_type, routine_name from information_schema.routines where routine_schema = %s"
+        for kind, name in rows(connection, routines, (database,)):
+            rows(connection, f"drop {kind} {quoted(database)}.{quoted(name)}")
+
+    def commit(self) -> None:
+        """See ``RestoreTarget.commit``."""
+        with self._statements("finish the restore") as connection:
+            for restored in self._restored:
+                rows(connection, f"drop table {quoted(restored.final)}.{quoted(MARKER)}")
+                restored.begun = False
+                rows(connection, f"drop database if exists {quoted(restored.aside)}")
+        if self._options.only:
+            self.remarks.append("only some tables have their rows; foreign keys were not checked")
+
+    def abort(self) -> None:
+        """See ``RestoreTarget.abort``."""
+        for restored in self._restored:
+            if not restored.begun:
+                continue
+            with contextlib.suppress(Exception), self.server.session() as connection:
+                rows(connection, f"drop database if exists {quoted(restored.temporary)}")
+                there = restored.aside in self.server.databases()
+                if restored.swapped and there:
+                    self.remarks.append(
+                        f"the new tables are in {restored.final!r} without all of their views and routines, and those "
+                        f"that were there are in {restored.aside!r}"
+                    )
+                elif (restored.swapped or restored.in_place) and not restored.existed:
+                    rows(connection, f"drop database if exists {quoted(restored.final)}")
+                elif restored.swapped or restored.in_place:
+                    # It was empty when this began: it is again.
+                    rows(connection, f"drop database {quoted(restored.final)}")
+                    rows(connection, f"create database {quoted(restored.final)}")
+                elif not restored.existed:
+                    rows(connection, f"drop database if exists {quoted(restored.final)}")
+                else:
+                    rows(connection, f"drop table if exists {quoted(restored.final)}.{quoted(MARKER)}")
+                restored.begun = False
+
+    @contextlib.contextmanager
+    def _statements(self, what: str) -> Iterator[Connection[Cursor]]:
+        import pymysql
+
+        with contextlib.closing(self.server.connect()) as connection:
+            try:
+                rows(connection, "set session foreign_key_checks = 0, max_statement_time = 0")
+                yield connection
+            except pymysql.Error as error:
+                raise TargetError(
+                    f"Could not {what} at {self.server.address}",
+                    questions.words(error),
+                    "Check the privileges of the account, and the server's log.",
+                ) from error
+
+
+class _Script:
+    """A dump on its way into the client: tells the tables as they pass, and leaves out those that nobody wants.
+
+    In a dump no line of rows begins with ``-- ``: line ends within values are escaped. See ``Target``.
+    """
+
+    def __init__(self, target: CommandTarget, on_table: Callable[[str], None], only: Sequence[str]) -> None:
+        self.name = target.name
+        self._target = target
+        self._on_table = on_table
+        self._only = [f"`{name}`".encode() for name in only]
+        self._wanted = True
+        self._line = b""
+
+    def start(self, raw_size: int, group: Supervisor) -> None:
+        """See ``Target.start``."""
+        self._target.start(raw_size, group)
+
+    def write(self, data: memoryview) -> None:
+        """See ``Target.write``."""
+        content = self._line + bytes(data)
+        position = 0
+        # Whole lines are looked at, and only those that begin like a heading.
+        end = content.rfind(b"\n") + 1
+        for match in _HEADING.finditer(content, 0, end):
+            self._pass(content[position : match.start()])
+            position = match.start()
+            table = match[1]
+            self._wanted = not self._only or table is None or table in self._only
+            if table is not None:
+                self._on_table(table.decode(errors="replace").strip("`"))
+        self._pass(content[position:end])
+        self._line = content[end:]
+
+    def _pass(self, piece: bytes) -> None:
+        if self._wanted and piece:
+            self._target.write(memoryview(piece))
+
+    def commit(self) -> None:
+        """See ``Target.commit``."""
+        self._pass(self._line)
+        self._target.commit()
+
+    def abort(self) -> None:
+        """See ``Target.abort``."""
+        self._target.abort()
+
+
+# A table's rows begin; or, without a name, something that is no table's.
+_HEADING = re.compile(
+    rb"^(?:-- Dumping data for table (`.*`)$|/\*!40103 SET TIME_ZONE=@OLD_TIME_ZONE \*/)", re.MULTILINE
+)
+
+
+def _tables(connection: Connection[Cursor], database: str) -> list[str]:
+    """Return what ``RENAME TABLE`` can rename: tables and sequences."""
+    query = (
+        "select table_name from information_schema.tables where table_schema = %s"
+        " and table_type not in ('VIEW', 'SYSTEM VIEW') and table_name <> %s"
+    )
+    return [str(name) for (name,) in rows(connection, query, (database, MARKER))]

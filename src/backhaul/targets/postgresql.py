@@ -1,0 +1,552 @@
+"""PostgreSQL as a target: a database restored beside what is there, and renamed into place when it is whole.
+
+Each database is restored under a name that says so (``app_restoring_20261121T020000Z``). Only when every stream was
+right is it renamed, in one transaction with the old one, so that nobody ever sees a half one under the real name.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import os
+import re
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from typing import TYPE_CHECKING, Any
+
+import msgspec
+
+from backhaul.databases import postgresql as questions
+from backhaul.databases.postgresql import PostgreSQLServer, ServerFacts, quoted
+from backhaul.databases.prerequisites import Prerequisites, Program
+from backhaul.errors import BackhaulError, TargetError, UsageError
+from backhaul.formats.sql_script import split_statements
+from backhaul.model.manifest import (
+    AFTER,
+    DATA,
+    GLOBALS,
+    SCHEMA,
+    WHOLE,
+    DatabaseRecord,
+    SourceRecord,
+    StreamRecord,
+    TableRecord,
+)
+from backhaul.model.source_url import SourceUrl
+from backhaul.pipeline.supervisor import Supervisor
+from backhaul.processes.run import run_program
+from backhaul.targets.base import Target
+from backhaul.targets.command import CommandTarget
+from backhaul.targets.sections import Phase, Step, TextTarget
+
+if TYPE_CHECKING:
+    from psycopg import Connection
+
+_LONGEST_NAME = 63
+# What comes after the rows is definitions; kept in memory, so that pg_restore can work on it side by side.
+_MOST_IN_MEMORY = 256 << 20
+_TABLE_BEGUN = re.compile(rb'processing data for table "(.*)"')
+_NEWS = re.compile(rb"(warning|error|fatal|hint|detail|command was|panic)\b", re.IGNORECASE)
+_ROLE = re.compile(r'(CREATE|ALTER) ROLE ("(?:[^"]|"")*"|[^\s;]+)', re.IGNORECASE)
+_SAFE_WHEN_THERE = ("42710", "42P06", "42P04")  # duplicate object, schema, database
+
+
+class PostgreSQLRestoreOptions(msgspec.Struct, frozen=True, kw_only=True):
+    """How to restore.
+
+    Attributes:
+        replace: whether a database that is not empty may be replaced.
+        only: tables whose rows to restore, as ``table`` or ``schema.table``; none for all.
+        globals_: whether roles (and tablespaces) that the server lacks are made from the backup.
+        no_owner: whether everything belongs to the account that restores, and grants are left out.
+    """
+
+    replace: bool = False
+    only: tuple[str, ...] = ()
+    globals_: bool = False
+    no_owner: bool = False
+
+
+class _Restored(msgspec.Struct, kw_only=True):
+    """A database on its way."""
+
+    record: DatabaseRecord
+    final: str
+    temporary: str
+    streams: list[StreamRecord]
+    chosen: list[TableRecord] = []
+    made: bool = False
+    no_tablespaces: bool = False
+
+
+class PostgreSQLRestore:
+    """See the module, and ``RestoreTarget``.
+
+    Args:
+        url: the server, and the name of the database; without a name the recorded ones are taken.
+        options: how to restore.
+        on_error_line: told each line of the programs' stderr that is news.
+        on_table: told each table as its rows begin.
+    """
+
+    def __init__(
+        self,
+        url: SourceUrl,
+        options: PostgreSQLRestoreOptions,
+        *,
+        on_error_line: Callable[[bytes], None] | None = None,
+        on_table: Callable[[str], None] = lambda name: None,
+    ) -> None:
+        self.name = url.text
+        self.remarks: list[str] = []
+        self.server = PostgreSQLServer(url)
+        self._url = url
+        self._options = options
+        self._on_error_line = on_error_line
+        self._on_table = on_table
+        self._program: Program | None = None
+        self._facts: ServerFacts | None = None
+        self._restored: list[_Restored] = []
+        self._globals: StreamRecord | None = None
+
+    # -- before a byte is read -------------------------------------------------------------------------
+
+    def check(self, source: SourceRecord, streams: Sequence[StreamRecord], suffix: str = "backhaul") -> None:
+        """See ``RestoreTarget.check``; ``suffix`` ends the temporary names."""
+        self._facts = facts = self.server.facts()
+        missing = Prerequisites(f"A restore into {self.name}")
+        wanted = int(source.server.partition(".")[0] or 0)
+        if facts.major < wanted:
+            missing.add(
+                f"a PostgreSQL server of version {wanted} or newer",
+                f"the backup is of {source.server}, and this server is {facts.version}",
+                "Restore into a newer server.",
+            )
+        tool = int(source.tools.get("pg_dump", source.server).partition(".")[0])
+        self._program = self.server.client("pg_restore", max(facts.major, tool), missing)
+        self._plan(source, streams, suffix)
+        for restored in self._restored:
+            self._check_place(restored, missing)
+            self._check_needs(restored, missing)
+        missing.require()
+
+    def _plan(self, source: SourceRecord, streams: Sequence[StreamRecord], suffix: str) -> None:
+        named = self._url.database
+        if named and len(source.databases) != 1:
+            raise UsageError(
+                f"{self.name} names one database",
+                f"the backup has {len(source.databases)}: {', '.join(d.name for d in source.databases)}",
+                "Leave the name out of the URL, to restore each under its own.",
+            )
+        if self._options.only and len(source.databases) != 1:
+            raise UsageError("--only is for a backup of one database", "this one has several", "Leave --only out.")
+        self._globals = next((s for s in streams if s.part is not None and s.part.section == GLOBALS), None)
+        for record in source.databases:
+            final = named or record.name
+            own = [s for s in streams if s.part is not None and s.part.database == record.name]
+            # (Cut at bytes, as the server does; no letter is cut in two.)
+            kept = final.encode()[: _LONGEST_NAME - len(suffix) - len("_restoring_")].decode(errors="ignore")
+            restored = _Restored(record=record, final=final, temporary=f"{kept}_restoring_{suffix}", streams=own)
+            restored.chosen = [_find_table(record, text) for text in self._options.only]
+            self._restored.append(restored)
+
+    def _check_place(self, restored: _Restored, missing: Prerequisites) -> None:
+        assert self._facts is not None
+        if self.server.exists(restored.final) and not self._options.replace:
+            if restored.final in ("postgres", "template1") and self.server.is_empty(restored.final):
+                return
+            if not self.server.is_empty(restored.final):
+                missing.add(
+                    f"the database {restored.final!r} to be empty, or not to exist",
+                    f"it holds something on the server at {self.server.address}",
+                    "Name another one in --into, or say --replace.",
+                )
+        if self.server.exists(restored.temporary):
+            missing.add(
+                f"the name {restored.temporary!r}",
+                "an interrupted restore of the same backup left it, or another one is under way",
+                f"psql -d postgres -c 'DROP DATABASE {quoted(restored.temporary)}'",
+            )
+        with self.server.session() as connection:
+            may = questions.one_value(
+                connection, "select (rolcreatedb or rolsuper)::text from pg_roles where rolname = current_user"
+            )
+        if may != "true":
+            missing.add(
+                "the right to create databases",
+                f"{self._facts.user} has it not",
+                f"psql -c 'ALTER ROLE {quoted(self._facts.user)} CREATEDB'",
+            )
+
+    def _check_needs(self, restored: _Restored, missing: Prerequisites) -> None:
+        assert self._facts is not None
+        needs = restored.record.needs
+        with self.server.session() as connection:
+            available = _names(connection, "select name from pg_available_extensions")
+            roles = _names(connection, "select rolname from pg_roles")
+            tablespaces = _names(connection, "select spcname from pg_tablespace")
+        for extension in needs.get("extensions", ()):
+            name = extension.partition(" ")[0]
+            if name not in available:
+                missing.add(
+                    f"the extension {name}",
+                    f"{restored.record.name!r} uses {extension}, and the server has no such extension to install",
+                    f"apt-get install postgresql-{self._facts.major}-{name}  (or the package that holds it)",
+                )
+        lacking = [role for role in needs.get("roles", ()) if role not in roles]
+        if lacking and not (self._options.no_owner or self._options.globals_):
+            missing.add(
+                f"the role{'s' * (len(lacking) > 1)} {', '.join(lacking)}",
+                f"{restored.record.name!r} names them as owners or in grants, and the server has them not",
+                "Say --globals, to make them from the backup, or --no-owner, to do without."
+                if self._globals is not None
+                else "Create them, or say --no-owner to do without.",
+            )
+        gone = [name for name in needs.get("tablespaces", ()) if name not in tablespaces]
+        if gone:
+            restored.no_tablespaces = True
+            self.remarks.append(f"tablespaces that are not here were left out: {', '.join(gone)}")
+
+    # -- the streams -----------------------------------------------------------------------------------
+
+    def phases(self, jobs: int) -> Sequence[Phase]:
+        """See ``RestoreTarget.phases``."""
+        result: list[Phase] = []
+        if self._options.globals_ and self._globals is not None:
+            step = Step(self._globals.name, lambda: TextTarget(f"roles of {self.name}", self._make_globals))
+            result.append(Phase("roles", (step,)))
+        for restored in self._restored:
+            result += self._phases_of(restored, jobs)
+        return result
+
+    def _phases_of(self, restored: _Restored, jobs: int) -> list[Phase]:
+        label = restored.record.name
+        begin = functools.partial(self._create, restored)
+        sections: dict[str, list[StreamRecord]] = {}
+        for stream in restored.streams:
+            assert stream.part is not None
+            sections.setdefault(stream.part.section, []).append(stream)
+        if WHOLE in sections:
+            return [
+                Phase(label, tuple(self._step(restored, s, self._options_of(restored)) for s in sections[WHOLE]), begin)
+            ]
+        schema = tuple(self._step(restored, s, self._options_of(restored)) for s in sections.get(SCHEMA, ()))
+        after = tuple(Step(s.name, functools.partial(self._after, restored, s, jobs)) for s in sections.get(AFTER, ()))
+        data = sections.get(DATA, [])
+        if restored.chosen:
+            wanted = {table.stream for table in restored.chosen}
+            if any(table.kind == "partitioned" for table in restored.chosen):
+                wanted = {s.name for s in data}  # the rows are its partitions', wherever those are
+            data = [s for s in data if s.name in wanted or ("" in wanted and s.part is not None and s.part.others)]
+        # The largest first: the end of all is the end of the last.
+        data = sorted(data, key=lambda s: -s.raw.size)
+        rows = tuple(Step(s.name, functools.partial(self._rows, restored, s)) for s in data)
+        return [
+            Phase(f"{label}: definitions", schema, begin),
+            Phase(f"{label}: rows", rows),
+            Phase(f"{label}: indexes and constraints", after),
+        ]
+
+    def _options_of(self, restored: _Restored) -> list[str]:
+        options = []
+        if self._options.no_owner:
+            options += ["--no-owner", "--no-privileges"]
+        if restored.no_tablespaces:
+            options.append("--no-tablespaces")
+        return options
+
+    def _step(self, restored: _Restored, stream: StreamRecord, options: list[str]) -> Step:
+        return Step(stream.name, lambda: self._pipe(restored, stream, options))
+
+    def _rows(self, restored: _Restored, stream: StreamRecord) -> Target:
+        return self._pipe(restored, stream, [*self._options_of(restored), *self._chosen(restored)])
+
+    def _pipe(self, restored: _Restored, stream: StreamRecord, options: list[str]) -> Target:
+        return CommandTarget(
+            self._command(restored, options),
+            self._on_error_line,
+            name=f"pg_restore into {restored.final} ({stream.name})",
+            is_chatter=self._listen,
+            environment=self._environment(),
+            discard_output=True,
+        )
+
+    def _after(self, restored: _Restored, stream: StreamRecord, jobs: int) -> Target:
+        if stream.raw.size > _MOST_IN_MEMORY:
+            if restored.chosen:
+                self.remarks.append("foreign keys were tried too: there are too many definitions to choose from")
+            return self._pipe(restored, stream, self._options_of(restored))
+        return _InMemory(
+            f"pg_restore into {restored.final} ({stream.name})",
+            functools.partial(self._restore_after, restored, jobs),
+        )
+
+    def _restore_after(self, restored: _Restored, jobs: int, archive: str) -> None:
+        """Restore an archive that can be read at random, side by side; of chosen tables without what needs others."""
+        options = [*self._options_of(restored), f"--jobs={jobs}"]
+        if not restored.chosen:
+            self._run(restored, [*options, archive])
+            return
+        assert self._program is not None
+        listing = run_program(
+            [self._program.path, "--list", archive], "pg_restore --list", environment=self._environment()
+        )
+        kept = [line for line in listing if b" FK CONSTRAINT " not in line and b" MATERIALIZED VIEW DATA " not in line]
+        with _memory_file(b"\n".join(kept) + b"\n") as use_list:
+            self._run(restored, [*options, f"--use-list={use_list}", archive])
+        self.remarks.append(
+            "only some tables have their rows: foreign keys were left out, materialised views are not filled"
+        )
+
+    def _run(self, restored: _Restored, options: list[str]) -> None:
+        run_program(
+            self._command(restored, options),
+            f"pg_restore into {restored.final} (indexes and constraints)",
+            environment=self._environment(),
+            on_error_line=self._on_error_line,
+            is_chatter=self._listen,
+        )
+
+    def _command(self, restored: _Restored, options: Iterable[str]) -> list[str]:
+        assert self._program is not None
+        target = self.server.conninfo(restored.temporary)
+        return [self._program.path, "-w", "--exit-on-error", "--verbose", "-d", target, *options]
+
+    def _environment(self) -> dict[str, str]:
+        # A crash of the server in the middle costs the restore in any case: it need not wait for each commit's disk.
+        return self.server.environment(PGOPTIONS="-c synchronous_commit=off -c statement_timeout=0")
+
+    def _listen(self, line: bytes) -> bool:
+        begun = _TABLE_BEGUN.search(line)
+        if begun is not None:
+            self._on_table(begun[1].decode(errors="replace"))
+        return line.startswith(b"pg_restore: ") and not _NEWS.search(line)
+
+    def _chosen(self, restored: _Restored) -> list[str]:
+        """Return the options that restore the rows of the chosen tables, their partitions and their sequences."""
+        if not restored.chosen:
+            return []
+        names = {questions.unquoted(table.name) for table in restored.chosen}
+        with self.server.session(restored.temporary) as connection:
+            for table in restored.chosen:
+                found = connection.execute(
+                    """select n.nspname, c.relname from pg_depend d join pg_class c on c.oid = d.objid
+                       join pg_namespace n on n.oid = c.relnamespace
+                       where d.refobjid = %s::regclass and c.relkind = 'S' and d.deptype in ('a', 'i')
+                       union select n.nspname, c.relname from pg_partition_tree(%s::regclass) p
+                       join pg_class c on c.oid = p.relid join pg_namespace n on n.oid = c.relnamespace""",
+                    (table.name, table.name),
+                )
+                names.update((str(schema), str(name)) for schema, name in found)
+        schemas = sorted({schema for schema, _ in names})
+        return [
+            *(f"--schema={schema}" for schema in schemas),
+            *(f"--table={name}" for _, name in sorted(names)),
+        ]
+
+    # -- before and after ------------------------------------------------------------------------------
+
+    def _make_globals(self, script: str) -> None:
+        """Make the roles and tablespaces that the server lacks; those that it has stay as they are."""
+        import psycopg
+
+        with self.server.session() as connection:
+            present = _names(connection, "select rolname from pg_roles")
+            for statement in split_statements(script):
+                role = _ROLE.match(statement)
+                if role is not None and role[2].strip('"').replace('""', '"') in present:
+                    continue
+                if statement.upper().startswith(("SET ", "SELECT ")):
+                    continue
+                try:
+                    connection.execute(statement.encode(errors="surrogateescape"))
+                except psycopg.Error as error:
+                    if error.sqlstate not in _SAFE_WHEN_THERE:
+                        what = " ".join(statement.split()[:3])
+                        self.remarks.append(f"{what}: {str(error).splitlines()[0]}")
+
+    def _create(self, restored: _Restored) -> None:
+        import psycopg
+
+        properties = restored.record.properties
+        statement = f"create database {quoted(restored.temporary)} template template0"
+        if properties:
+            statement += f" encoding {_literal(properties['encoding'])}"
+            statement += f" lc_collate {_literal(properties['collate'])} lc_ctype {_literal(properties['ctype'])}"
+            if properties.get("provider") == "icu" and self._facts is not None and self._facts.major >= 15:
+                statement += f" locale_provider icu icu_locale {_literal(properties['locale'])}"
+        try:
+            with contextlib.closing(self.server.connect(self.server.maintenance)) as connection:
+                connection.execute(statement.encode())
+                restored.made = True
+            if properties and "public" not in restored.record.needs.get("schemas", ()):
+                # The template has it, and the source had it not.
+                with contextlib.closing(self.server.connect(restored.temporary)) as connection:
+                    connection.execute("drop schema public")
+        except psycopg.Error as error:
+            raise TargetError(
+                f"Could not create a database at {self.server.address}",
+                str(error).strip(),
+                "If it is the locale: install it on the server (dpkg-reconfigure locales), and restore again.",
+            ) from error
+
+    def commit(self) -> None:
+        """See ``RestoreTarget.commit``."""
+        import psycopg
+
+        old: list[str] = []
+        try:
+            for restored in self._restored:
+                self._settle(restored)
+            with contextlib.closing(self.server.connect(self.server.maintenance, autocommit=False)) as connection:
+                for restored in self._restored:
+                    if self._there(connection, restored.final):
+                        old.append(self._set_aside(connection, restored))
+                    connection.execute(
+                        f"alter database {quoted(restored.temporary)} rename to {quoted(restored.final)}".encode()
+                    )
+                connection.commit()
+            for restored in self._restored:
+                restored.made = False
+        except psycopg.Error as error:
+            raise TargetError(
+                f"Could not give the restored database its name at {self.server.address}",
+                str(error).strip(),
+                "Nothing of what was there is lost. See who is connected, and restore again.",
+            ) from error
+        for name in old:
+            try:
+                with contextlib.closing(self.server.connect(self.server.maintenance)) as connection:
+                    connection.execute(f"drop database {quoted(name)}".encode())
+            except (psycopg.Error, BackhaulError) as error:
+                self.remarks.append(f"the old database is still there, as {name!r}: {error}")
+
+    @staticmethod
+    def _there(connection: Connection[Any], name: str) -> bool:
+        return connection.execute("select 1 from pg_database where datname = %s", (name,)).fetchone() is not None
+
+    def _set_aside(self, connection: Connection[Any], restored: _Restored) -> str:
+        """Rename what has the name, in the transaction that renames the new one; end its sessions if it may go."""
+        if not self._options.replace and not self.server.is_empty(restored.final):
+            raise TargetError(
+                f"The database {restored.final!r} is not empty any more",
+                "somebody filled it during the restore",
+                "Nothing of it was touched, and what was restored is removed. Say --replace to replace it.",
+            )
+        aside = restored.temporary.replace("_restoring_", "_replaced_")
+        connection.execute(
+            "select pg_terminate_backend(pid) from pg_stat_activity where datname = %s", (restored.final,)
+        )
+        connection.execute(f"alter database {quoted(restored.final)} rename to {quoted(aside)}".encode())
+        return aside
+
+    def _settle(self, restored: _Restored) -> None:
+        """Give the database its owner, grants and settings."""
+        import psycopg
+
+        if self._options.no_owner:
+            return
+        owner = restored.record.properties.get("owner")
+        name = quoted(restored.temporary)
+        statements = [s.replace("{database}", name) for s in restored.record.settings]
+        statements.append(f"ALTER DATABASE {name} OWNER TO {quoted(owner)}" if owner else "")
+        with contextlib.closing(self.server.connect(self.server.maintenance)) as connection:
+            for statement in filter(None, statements):
+                try:
+                    connection.execute(statement.encode())
+                except psycopg.Error as error:
+                    what = statement.replace(name, quoted(restored.final))
+                    self.remarks.append(f"{what}: {str(error).splitlines()[0]}")
+
+    def abort(self) -> None:
+        """See ``RestoreTarget.abort``."""
+        for restored in self._restored:
+            if not restored.made:
+                continue
+            with (
+                contextlib.suppress(Exception),
+                contextlib.closing(self.server.connect(self.server.maintenance)) as connection,
+            ):
+                connection.execute(
+                    "select pg_terminate_backend(pid) from pg_stat_activity where datname = %s", (restored.temporary,)
+                )
+                connection.execute(f"drop database {quoted(restored.temporary)}".encode())
+                restored.made = False
+        left = [restored.temporary for restored in self._restored if restored.made]
+        if left:
+            self.remarks.append(f"left behind, half restored: {', '.join(left)}; drop it")
+
+
+class _InMemory:
+    """An archive that is kept in memory until it was all right, and can be read at random then. See ``Target``."""
+
+    def __init__(self, name: str, use: Callable[[str], None]) -> None:
+        self.name = name
+        self._use = use
+        self._descriptor = -1
+
+    def start(self, raw_size: int, group: Supervisor) -> None:
+        """See ``Target.start``."""
+        self._descriptor = os.memfd_create("backhaul", os.MFD_CLOEXEC)
+
+    def write(self, data: memoryview) -> None:
+        """See ``Target.write``."""
+        while data:
+            data = data[os.write(self._descriptor, data) :]
+
+    def commit(self) -> None:
+        """See ``Target.commit``."""
+        try:
+            self._use(_path_of(self._descriptor))
+        finally:
+            self.abort()
+
+    def abort(self) -> None:
+        """See ``Target.abort``."""
+        if self._descriptor >= 0:
+            os.close(self._descriptor)
+            self._descriptor = -1
+
+
+@contextlib.contextmanager
+def _memory_file(content: bytes) -> Iterator[str]:
+    descriptor = os.memfd_create("backhaul", os.MFD_CLOEXEC)
+    try:
+        os.write(descriptor, content)
+        yield _path_of(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def _path_of(descriptor: int) -> str:
+    """Return a path by which our children open the file anew, each with a position of its own."""
+    return f"/proc/{os.getpid()}/fd/{descriptor}"
+
+
+def _find_table(record: DatabaseRecord, text: str) -> TableRecord:
+    """Return the table that somebody means.
+
+    Raises:
+        UsageError: there is none, or several.
+    """
+    tables = [table for table in record.tables if table.kind in ("table", "partitioned")]
+    found = [
+        table
+        for table in tables
+        if text in (table.name, questions.unquoted(table.name)[1], ".".join(questions.unquoted(table.name)))
+    ]
+    if len(found) == 1:
+        return found[0]
+    near = [table.name for table in tables if text.rpartition(".")[2].lower() in table.name.lower()]
+    raise UsageError(
+        f"--only {text!r} means no single table of {record.name!r}",
+        f"{', '.join(table.name for table in found)} have that name" if found else "there is none of that name",
+        f"Name it with its schema; there are: {', '.join((near or [t.name for t in tables])[:10])}",
+    )
+
+
+def _names(connection: Connection[Any], query: Any) -> set[str]:
+    return {str(name) for (name,) in connection.execute(query)}
+
+
+def _literal(text: str) -> str:
+    return "'" + text.replace("'", "''") + "'"
