@@ -61,6 +61,7 @@ def cli(config: str | None) -> None:
 cli.add_command(push.push)
 cli.add_command(pull.pull)
 cli.add_command(restore.restore)
+cli.add_command(restore.drill)
 cli.add_command(inspect.list_)
 cli.add_command(inspect.show)
 cli.add_command(inspect.verify)

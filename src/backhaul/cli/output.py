@@ -9,11 +9,13 @@ import click
 import msgspec
 
 from backhaul.errors import BackhaulError
+from backhaul.formats.quantities import format_duration, format_size
 from backhaul.formats.redaction import redact_identities
 
 if TYPE_CHECKING:
     from rich.console import Console
 
+    from backhaul.model.drill import DrillRecord
     from backhaul.model.manifest import SourceRecord
 
 
@@ -98,3 +100,22 @@ def described(source: SourceRecord) -> str:
             words.append(f"{sum(counted)} rows")
     words += [f"{key.replace('_', ' ')} {value}" for key, value in source.coordinates.items() if value]
     return ", ".join(words)
+
+
+def print_drill(record: DrillRecord) -> None:
+    """Print what a drill found on stdout."""
+    from rich.text import Text
+
+    out = console(sys.stdout)
+    marks = {"ok": ("✓", "green"), "failed": ("✗", "bold red"), "skipped": ("-", "yellow")}
+    for check in record.checks:
+        mark, style = marks.get(check.state, ("?", "yellow"))
+        out.print(Text("  ").append(mark, style).append(f" {check.name}", "bold").append(f": {check.detail}"))
+    styles = {"proved": "green", "failed": "bold red"}
+    line = Text(record.id, "bold").append("  ").append(record.result, styles.get(record.result, "yellow"))
+    restored = sum(seconds for name, seconds in record.seconds.items() if name != "checks")
+    if restored:
+        line.append(f", {format_duration(restored)} to restore {format_size(record.raw_size)}")
+    if record.server:
+        line.append(f", in a server of {record.server}")
+    out.print(line)

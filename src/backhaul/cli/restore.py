@@ -6,8 +6,10 @@ import click
 
 from backhaul.cli.command import option_json
 from backhaul.cli.keys import load_identities, option_identity
-from backhaul.cli.output import console, print_json
+from backhaul.cli.output import ReportedError, console, print_drill, print_json
+from backhaul.errors import BackhaulError, ConfigurationError, IntegrityError
 from backhaul.formats.quantities import format_duration, format_size, parse_duration
+from backhaul.model.drill import FAILED, PROVED
 
 _EPILOG = """\b
 Examples:
@@ -105,3 +107,92 @@ def restore(
     out.print(f"  {spent}", style="dim", markup=False)
     for remark in result.remarks:
         out.print(f"  {remark}", style="yellow", markup=False)
+
+
+_DRILL_EPILOG = """\b
+Examples:
+  backhaul drill s3://acme/db7/orders
+  backhaul drill s3://acme/db7/orders --check 'select count(*) > 0 from orders' True
+  backhaul drill s3://acme/db7/orders@2026-11-20 --identity orders.key --scratch /var/tmp
+
+\b
+Ends: proved (status 0); failed (1), which speaks of the backup; could not test (10),
+which speaks of this host or the line: no server of that version, a missing extension, no room."""
+
+
+@click.command(epilog=_DRILL_EPILOG, short_help="Prove that a backup restores, in a scratch server.")
+@click.argument("series", metavar="SERIES[@WHEN]")
+@click.option(
+    "--check",
+    "questions",
+    type=(str, str),
+    multiple=True,
+    metavar="SQL VALUE",
+    help="Ask the restored database; the first column of the first row must be VALUE. Repeatable.",
+)
+@click.option("--database", metavar="NAME", help="Which database --check asks, if there are several.")
+@click.option("--scratch", metavar="DIR", help="Where the scratch server lies.  [default: the system's /tmp]")
+@click.option("--jobs", "-j", type=click.IntRange(1, 64), metavar="N", help="At once.  [default: one a core]")
+@option_identity("A key file that opens the backup if it is encrypted; '-' for stdin. Repeatable.")
+@click.option("--no-record", is_flag=True, help="Don't keep the finding beside the backup.")
+@click.option(
+    "--retry-for",
+    default="15m",
+    show_default=True,
+    metavar="DURATION",
+    help="How long a store that is ill or away is tried again.",
+)
+@click.option("--quiet", "-q", is_flag=True, help="No progress; the result and errors only.")
+@option_json("Print the result as one JSON object on stdout.")
+def drill(
+    series: str,
+    questions: tuple[tuple[str, str], ...],
+    database: str | None,
+    scratch: str | None,
+    jobs: int | None,
+    identity: tuple[str, ...],
+    no_record: bool,
+    retry_for: str,
+    quiet: bool,
+    as_json: bool,
+) -> None:
+    """Restore a backup into a server of its own, start it, check it, and keep what was found beside the backup.
+
+    The server lies in a temporary directory, answers on a socket there and nowhere else, and is removed afterwards.
+    Looked at are the database's own checks (pg_amcheck, CHECK TABLE, integrity_check), the row counts of the push,
+    and what --check asks.
+    """
+    from backhaul.cli.progress import pull_progress
+    from backhaul.operations.drill import DrillOptions
+    from backhaul.operations.drill import drill as operation
+    from backhaul.operations.progress import PullProgress
+
+    options = DrillOptions(
+        questions=questions,
+        database=database,
+        scratch=scratch,
+        jobs=jobs,
+        patience=parse_duration(retry_for),
+        identities=load_identities(identity),
+        record=not no_record,
+    )
+    progress = PullProgress()
+    with pull_progress(progress, "restored", quiet=quiet or as_json):
+        result = operation(series, options, progress=progress)
+    record = result.record
+    if as_json:
+        print_json("drill", result)
+    else:
+        print_drill(record)
+    if record.result == PROVED:
+        return
+    failed = record.result == FAILED
+    kind: type[BackhaulError] = IntegrityError if failed else ConfigurationError
+    error = kind(
+        f"Backup {record.id} in {result.series} {'did not restore' if failed else 'could not be tested'}",
+        record.why,
+        "Do not rely on it: drill an older one, and push a new one."
+        if failed
+        else "This says nothing of the backup. Mend that, and drill again.",
+    )
+    raise ReportedError(error) if as_json else error

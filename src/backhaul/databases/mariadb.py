@@ -72,11 +72,8 @@ class MariaDBServer:
             )
         self._file = url.options.get("defaults-file")
         given = _client_options(self._file)
-        self._password = (
-            read_password(url.password_file)
-            if url.password_file
-            else os.environ.get("MYSQL_PWD", given.get("password", ""))
-        )
+        from_environment = "" if url.isolated else os.environ.get("MYSQL_PWD", given.get("password", ""))
+        self._password = read_password(url.password_file) if url.password_file else from_environment
         self.user = url.user or given.get("user") or os.environ.get("USER") or "root"
         self.host = url.host or given.get("host", "")
         self.port = url.port or int(given.get("port") or os.environ.get("MYSQL_TCP_PORT") or 3306)
@@ -152,6 +149,7 @@ class MariaDBServer:
     def environment(self) -> dict[str, str]:
         """Return the environment of programs: the password, and English messages."""
         environment = {**os.environ, "LC_ALL": "C.UTF-8"}
+        environment.pop("MYSQL_PWD", None)
         if self._password:
             environment["MYSQL_PWD"] = self._password
         return environment

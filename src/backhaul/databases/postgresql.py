@@ -26,6 +26,15 @@ _CONNECT_TIMEOUT = 15
 # Where packages put the programs of each major version.
 _DIRECTORIES = ("/usr/lib/postgresql/*/bin", "/usr/pgsql-*/bin", "/usr/local/pgsql*/bin", "/opt/homebrew/opt/*/bin")
 _FIRST_LINES = 3
+# What libpq would else take from its environment.
+_ISOLATED = {
+    "hostaddr": "",
+    "sslmode": "disable",
+    "gssencmode": "disable",
+    "passfile": "/nonexistent/pgpass",
+    "options": " ",
+    "target_session_attrs": "any",
+}
 
 
 class ServerFacts(msgspec.Struct, frozen=True, kw_only=True):
@@ -69,6 +78,8 @@ class PostgreSQLServer:
             self._parameters["port"] = str(url.port)
         if url.user:
             self._parameters["user"] = url.user
+        if url.isolated:
+            self._parameters |= _ISOLATED
         self._password = read_password(url.password_file) if url.password_file else None
         # Whichever database is always there to be asked; PGDATABASE would name the one that is backed up.
         self.maintenance = "postgres"
@@ -124,7 +135,8 @@ class PostgreSQLServer:
 
     def environment(self, **more: str) -> dict[str, str]:
         """Return the environment of programs: the password, English messages, and no time limit from outside."""
-        environment = {**os.environ, "LC_ALL": "C.UTF-8", "PGAPPNAME": "backhaul", **more}
+        inherited = {k: v for k, v in os.environ.items() if not (self.url.isolated and k.startswith("PG"))}
+        environment = {**inherited, "LC_ALL": "C.UTF-8", "PGAPPNAME": "backhaul", **more}
         environment.pop("LANGUAGE", None)
         if self._password:
             environment["PGPASSWORD"] = self._password

@@ -38,7 +38,8 @@ class RedisConnection:
 
     def __init__(self, url: SourceUrl) -> None:
         self.address = url.path or f"{url.host or '127.0.0.1'}:{url.port or 6379}"
-        password = read_password(url.password_file) if url.password_file else os.environ.get(PASSWORD_VARIABLE, "")
+        from_environment = "" if url.isolated else os.environ.get(PASSWORD_VARIABLE, "")
+        password = read_password(url.password_file) if url.password_file else from_environment
         self._buffer = b""
         try:
             if url.path:

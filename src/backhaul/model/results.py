@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import msgspec
 
+from backhaul.model.drill import DrillRecord
 from backhaul.model.manifest import Manifest, SourceRecord
 from backhaul.model.mirror import Count
 
@@ -119,6 +120,14 @@ class RestoreResult(msgspec.Struct, frozen=True, kw_only=True):
     remarks: tuple[str, ...]
     memory: MemoryBound
     peak_memory: int
+
+
+class DrillResult(msgspec.Struct, frozen=True, kw_only=True):
+    """What a drill found; ``kept`` is the URL of its record beside the backup, or None."""
+
+    series: str
+    record: DrillRecord
+    kept: str | None = None
 
 
 class BackupSummary(msgspec.Struct, frozen=True, kw_only=True):

@@ -19,6 +19,7 @@ class SourceUrl(msgspec.Struct, frozen=True, kw_only=True):
         tls: whether the scheme asks for TLS (``rediss``).
         options: what followed the question mark.
         password_file: a file whose first line is the password, or None.
+        isolated: whether nothing that the environment says of servers counts: a scratch server.
     """
 
     text: str
@@ -31,3 +32,4 @@ class SourceUrl(msgspec.Struct, frozen=True, kw_only=True):
     tls: bool = False
     options: Mapping[str, str] = {}
     password_file: str | None = None
+    isolated: bool = False

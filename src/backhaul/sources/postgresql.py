@@ -472,7 +472,14 @@ class PostgreSQLPhysicalSource:
         assert self._program is not None
         self._started = time.monotonic()
         self._state_of = self._now().astimezone(dt.UTC).isoformat(timespec="seconds").replace("+00:00", "Z")
-        self._databases = [DatabaseRecord(name=name, size=size) for name, size in self._server.databases()]
+        with self._server.session() as connection:
+            owner = questions.one_value(
+                connection, "select rolname from pg_roles where rolsuper and rolcanlogin order by oid limit 1"
+            )
+        self._databases = [
+            DatabaseRecord(name=name, size=size, properties={"superuser": owner})
+            for name, size in self._server.databases()
+        ]
         self._keep_wal()
         command = [
             self._program.path,

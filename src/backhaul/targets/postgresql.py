@@ -397,7 +397,10 @@ class PostgreSQLRestore:
         try:
             for restored in self._restored:
                 self._settle(restored)
-            with contextlib.closing(self.server.connect(self.server.maintenance, autocommit=False)) as connection:
+            # (A database can't be renamed from within.)
+            within = any(restored.final == self.server.maintenance for restored in self._restored)
+            elsewhere = "template1" if within else self.server.maintenance
+            with contextlib.closing(self.server.connect(elsewhere, autocommit=False)) as connection:
                 for restored in self._restored:
                     if self._there(connection, restored.final):
                         old.append(self._set_aside(connection, restored))
