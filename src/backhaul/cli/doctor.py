@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Sequence
 
 import click
 
@@ -10,6 +11,7 @@ from backhaul.cli.command import option_json
 from backhaul.cli.output import ReportedError, console, print_json
 from backhaul.errors import ConfigurationError
 from backhaul.formats.quantities import format_duration, format_size
+from backhaul.formats.redaction import redact_text
 from backhaul.formats.store_settings import SETTING_HELP
 from backhaul.model.results import Diagnosis
 
@@ -19,22 +21,27 @@ Examples:
   backhaul doctor s3://acme/db7
   backhaul doctor 's3://acme/db7?endpoint=https://s3.example.com&provider=ceph'
   backhaul doctor /mnt/usb
+  backhaul doctor postgresql:///orders
+  backhaul doctor mariadb+physical://root@/
 
 \b
 Settings of an S3 store, in its URL (?key=value&...) or in [stores.NAME] of the config:
 {_SETTINGS}"""
 
 
-@click.command(epilog=_EPILOG, short_help="Try what a store really does.")
-@click.argument("store")
+@click.command(epilog=_EPILOG, short_help="Try what a store really does, or whether a database can be backed up.")
+@click.argument("store", metavar="STORE|URL")
 @option_json("Print the result as one JSON object on stdout.")
 def doctor(store: str, as_json: bool) -> None:
-    """Try what STORE really does, compare it with what is known of its provider, and say what is missing.
+    """Try what STORE really does, compare it with what is known of its provider, and say what is missing; or look
+    whether the database at URL (as for push --from) can be backed up, restored and drilled here.
 
     Writes some objects of its own under STORE (about 17 MB to an S3 store) and removes them again. Ends with status
     10 if backups there would fail or could not be trusted.
     """
+    from backhaul.formats.source_url import is_source_url
     from backhaul.operations.doctor import doctor as operation
+    from backhaul.operations.doctor_source import doctor_source
 
     out = console(sys.stdout)
 
@@ -48,6 +55,12 @@ def doctor(store: str, as_json: bool) -> None:
             if text:
                 out.print(Text(f"      {text}", "dim"))
 
+    if is_source_url(store):
+        source = doctor_source(store, on_finding=(lambda diagnosis: None) if as_json else show)
+        if as_json:
+            print_json("doctor", source)
+        _end(store, source.diagnoses, "can't be backed up as it is", as_json=as_json)
+        return
     result = operation(store, on_finding=(lambda diagnosis: None) if as_json else show)
     if as_json:
         print_json("doctor", result)
@@ -69,11 +82,54 @@ def doctor(store: str, as_json: bool) -> None:
         out.print(f"{sent} {format_duration(result.seconds)}, {removed}")
         for line in result.left:
             out.print(f"  {line}", markup=False)
-    problems = [diagnosis for diagnosis in result.diagnoses if diagnosis.state == "problem"]
+    _end(store, result.diagnoses, "does not do what backups there would rely on", as_json=as_json)
+
+
+def _end(what: str, diagnoses: Sequence[Diagnosis], words: str, *, as_json: bool) -> None:
+    problems = [diagnosis for diagnosis in diagnoses if diagnosis.state == "problem"]
     if problems:
         error = ConfigurationError(
-            f"{store} does not do what backups there would rely on",
-            "; ".join(f"{each.name}: {each.detail}" for each in problems),
-            " ".join(dict.fromkeys(each.todo for each in problems if each.todo)),
+            f"{redact_text(what)} {words}",
+            "\n".join(f"{each.name}: {each.detail}" for each in problems),
+            "\n".join(dict.fromkeys(each.todo for each in problems if each.todo)),
         )
         raise ReportedError(error) if as_json else error
+
+
+_INIT_EPILOG = """\b
+Examples:
+  backhaul init
+  backhaul init --to s3://acme/db7"""
+
+
+@click.command(epilog=_INIT_EPILOG, short_help="Find this host's databases, and propose how to back them up.")
+@click.option("--to", "store", metavar="STORE", help="Where backups are to go; it becomes part of the commands.")
+@option_json("Print the result as one JSON object on stdout.")
+def init(store: str | None, as_json: bool) -> None:
+    """Look for PostgreSQL, MariaDB and Redis on this host's sockets and default ports, and print the commands that
+    try, push and prove each. Nothing is written or changed.
+    """
+    from backhaul.operations.init import init as operation
+
+    result = operation(store)
+    if as_json:
+        print_json("init", result)
+        return
+    out = console(sys.stdout)
+    for source in result.found:
+        out.print(
+            f"# {source.label}: {source.kind} {source.server}, {format_size(source.size)}"
+            if not source.problem
+            else f"# {source.label}: {source.kind} is there, and can't be asked: {source.problem}",
+            markup=False,
+        )
+        for command in source.commands:
+            out.print(command, markup=False)
+    if not result.found:
+        out.print(
+            "# No PostgreSQL, MariaDB or Redis answers on this host's sockets and default ports.\n"
+            "# Name one: backhaul doctor postgresql://HOST/DATABASE   (see backhaul push --help)",
+            markup=False,
+        )
+    elif store is None:
+        out.print(f"# Put your store for {result.store}, or say it: backhaul init --to s3://...", markup=False)

@@ -10,10 +10,13 @@ import click
 
 from backhaul.cli.command import option_json
 from backhaul.cli.keys import load_identities, option_identity
-from backhaul.cli.output import ReportedError, console, print_json
+from backhaul.cli.output import ReportedError, console, described, drill_style, print_json
 from backhaul.errors import IntegrityError, UsageError
 from backhaul.formats.quantities import format_duration, format_size, parse_duration
 
+# Of a database with thousands of tables the largest are named.
+_MOST_TABLES = 10
+_NEEDS = ("extensions", "roles", "tablespaces", "engines", "definers")
 _JSON_HELP = "Print one JSON object on stdout."
 
 
@@ -49,6 +52,9 @@ def list_(series: str, long: bool, as_json: bool) -> None:
     if long:
         for column in ("raw", "ratio", "took"):
             table.add_column(column, justify="right")
+    drilled = any(backup.drill for backup in result.backups)
+    if drilled:
+        table.add_column("last drill")
     table.add_column("streams")
     now = dt.datetime.now(dt.UTC)
     for backup in result.backups:
@@ -62,7 +68,12 @@ def list_(series: str, long: bool, as_json: bool) -> None:
                 f"{raw / backup.stored_size:.2f}" if raw is not None and backup.stored_size else "?",
                 format_duration(backup.seconds) if backup.seconds is not None else "?",
             ]
-        table.add_row(*cells, Text(backup.problem, "red") if backup.problem else Text(streams))
+        last = [
+            Text(f"{backup.drill} {(backup.drilled or '')[:10]}" if backup.drill else "-", drill_style(backup.drill))
+        ]
+        table.add_row(
+            *cells, *(last if drilled else []), Text(backup.problem, "red") if backup.problem else Text(streams)
+        )
     console(sys.stdout).print(table)
 
 
@@ -100,10 +111,37 @@ def show(series: str, as_json: bool) -> None:
         "made",
         f"{manifest.started} to {manifest.finished} on {manifest.host}, by backhaul {manifest.tool.version}",
     )
+    source = manifest.source
+    if source is not None:
+        row("source", described(source))
+        where = f"at {source.address}" if source.address else ""
+        row("", f"{where}, state of {source.state_of}, taken in {format_duration(source.seconds)}".lstrip(", "))
+        for tool, number in source.tools.items():
+            row("", f"by {tool} {number}")
+        for database in source.databases:
+            largest = sorted(database.tables, key=lambda table: -table.size)[:_MOST_TABLES]
+            row("database" if source.kind != "dir" else "directory", f"{database.name}, {format_size(database.size)}")
+            for table_ in largest:
+                counted = (
+                    f", {table_.rows} {'names' if table_.kind == 'file' else 'rows'}" if table_.rows is not None else ""
+                )
+                size = f", {format_size(table_.size)}" if table_.size else ""
+                row("", f"{table_.kind} {table_.name}{size}{counted}")
+            if len(database.tables) > len(largest):
+                row("", f"and {len(database.tables) - len(largest)} more (--json names all)")
+            for kind, needed in database.needs.items():
+                if kind in _NEEDS:
+                    row("", f"needs {kind}: {', '.join(needed)}")
+        for remark in source.remarks:
+            row("remark", remark)
+    for drill in result.drills:
+        took = sum(seconds for name, seconds in drill.seconds.items() if name != "checks")
+        took_words = f", {format_duration(took)} to restore" if took else ""
+        row("drill", f"{drill.started}: {drill.result}{took_words}{f': {drill.why}' if drill.why else ''}")
     for producer in manifest.producers:
         how = shlex.join(producer.command) if producer.command else "stdin (how its writer ended is not known)"
-        if producer.kind == "file":
-            how = f"the file {producer.path}"
+        if producer.kind in ("file", "protocol"):
+            how = f"{'the file' if producer.kind == 'file' else 'asked'} {producer.path}"
         row("producer", how)
         ended = f"exit {producer.exit_status}, " if producer.exit_status is not None else ""
         row(
@@ -202,6 +240,11 @@ def verify(places: tuple[str, ...], deep: bool, identity: tuple[str, ...], quiet
                 words = f"[green]{result.id}: nothing missing, shortened or replaced[/]"
                 words += ", as far as could be told (?)" * unknown + "; --deep reads the content too"
             console(sys.stdout).print(words)
+        if result.drill is not None:
+            last = Text(f"  last drill, {result.drill.started}: ").append(
+                result.drill.result, drill_style(result.drill.result)
+            )
+            console(sys.stdout).print(last.append(f": {result.drill.why}" if result.drill.why else ""))
     problems = [check for check in result.checks if check.state == "problem"]
     if problems:
         error = IntegrityError(

@@ -71,6 +71,7 @@ cli.add_command(mirror.plan)
 cli.add_command(mirror.apply)
 cli.add_command(mirror.undelete)
 cli.add_command(keys.keygen)
+cli.add_command(doctor.init)
 cli.add_command(doctor.doctor)
 
 

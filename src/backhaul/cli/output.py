@@ -102,6 +102,11 @@ def described(source: SourceRecord) -> str:
     return ", ".join(words)
 
 
+def drill_style(result: str | None) -> str:
+    """Return the style of a drill's result."""
+    return {"proved": "green", "failed": "bold red", None: "dim"}.get(result, "yellow")
+
+
 def print_drill(record: DrillRecord) -> None:
     """Print what a drill found on stdout."""
     from rich.text import Text
@@ -111,8 +116,7 @@ def print_drill(record: DrillRecord) -> None:
     for check in record.checks:
         mark, style = marks.get(check.state, ("?", "yellow"))
         out.print(Text("  ").append(mark, style).append(f" {check.name}", "bold").append(f": {check.detail}"))
-    styles = {"proved": "green", "failed": "bold red"}
-    line = Text(record.id, "bold").append("  ").append(record.result, styles.get(record.result, "yellow"))
+    line = Text(record.id, "bold").append("  ").append(record.result, drill_style(record.result))
     restored = sum(seconds for name, seconds in record.seconds.items() if name != "checks")
     if restored:
         line.append(f", {format_duration(restored)} to restore {format_size(record.raw_size)}")

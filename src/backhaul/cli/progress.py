@@ -13,7 +13,13 @@ from typing import TYPE_CHECKING
 
 from backhaul.cli.output import console
 from backhaul.formats.quantities import format_duration, format_size
-from backhaul.operations.progress import DestinationProgress, MirrorProgress, PullProgress, PushProgress
+from backhaul.operations.progress import (
+    DestinationProgress,
+    MirrorProgress,
+    PullProgress,
+    PushProgress,
+    TableProgress,
+)
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
@@ -56,6 +62,7 @@ class _PushView:
             f"{format_size(p.raw)} in, {format_size(p.stored)} out, ratio {ratio:.2f}, {format_size(rate)}/s"
             f" in {format_duration(now - self._start)}"
         ]
+        parts += _tables(p.tables)
         for destination in p.destinations:
             sent = self._rates.setdefault(destination.series, Rate()).update(now, destination.sent)
             parts.append(
@@ -78,6 +85,8 @@ class _PushView:
             f"{format_duration(now - self._start)}",
             no_wrap=True,
         )
+        if tables := _tables(p.tables):
+            summary.append(f"\n{tables[0]}", "dim")
         table = Table.grid(padding=(0, 1))
         for _ in range(4):
             table.add_column(no_wrap=True)
@@ -110,12 +119,14 @@ class _PullView:
         share = f" of {format_size(p.total)} ({p.raw / p.total:.0%})" if p.total else ""
         return (
             f"{self._verb} {format_size(p.raw)}{share}, {format_size(self._rate.update(now, p.raw))}/s"
-            f" in {format_duration(now - self._start)}"
+            f" in {format_duration(now - self._start)}" + "".join(f"; {text}" for text in _tables(p.tables))
         )
 
     def render(self) -> RenderableType:
+        from rich.console import Group
         from rich.progress_bar import ProgressBar
         from rich.table import Table
+        from rich.text import Text
 
         now = time.monotonic()
         p = self._progress
@@ -129,7 +140,8 @@ class _PullView:
             f"{format_size(rate)}/s",
             left,
         )
-        return table
+        tables = _tables(p.tables)
+        return Group(table, Text(tables[0], "dim", no_wrap=True)) if tables else table
 
 
 @contextmanager
@@ -215,6 +227,15 @@ def _shown(view: _PushView | _PullView | _MirrorView, *, quiet: bool) -> Iterato
     finally:
         stop.set()
         thread.join()
+
+
+def _tables(progress: TableProgress) -> list[str]:
+    """Say what goes on, and which table of how many was begun last; nothing where there are none."""
+    parts = [progress.phase] if progress.phase else []
+    if progress.begun:
+        of = f" of {progress.total}" if progress.total >= progress.begun else ""
+        parts.append(f"table {progress.begun}{of}: {progress.latest}")
+    return [", ".join(parts)] if parts else []
 
 
 def _besides(destination: DestinationProgress) -> str:

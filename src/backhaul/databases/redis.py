@@ -76,6 +76,10 @@ class RedisConnection:
         self._socket.sendall(b"".join(parts))
         return self._answer()
 
+    def ask_many(self, *words: str) -> list[str]:
+        """Send a command whose answer is a list; raises as ``ask`` does."""
+        return [self._answer() for _ in range(int(self.ask(*words)))]
+
     def information(self, section: str) -> dict[str, str]:
         """Return a section of ``INFO``."""
         lines = self.ask("INFO", section).splitlines()

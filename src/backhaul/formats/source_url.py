@@ -43,9 +43,10 @@ _FORMS = (
 )
 
 
-def is_url(text: str) -> bool:
-    """Tell whether the text begins like a URL; a path does not."""
-    return _SCHEME.match(text) is not None
+def is_source_url(text: str) -> bool:
+    """Tell whether the text is a URL of one of the kinds that can be backed up (and no store's)."""
+    scheme = _SCHEME.match(text)
+    return scheme is not None and scheme[1].lower() in _KINDS
 
 
 def parse_source_url(text: str) -> SourceUrl:

@@ -130,10 +130,30 @@ class DrillResult(msgspec.Struct, frozen=True, kw_only=True):
     kept: str | None = None
 
 
+class FoundSource(msgspec.Struct, frozen=True, kw_only=True):
+    """A database of this host that ``init`` found, and the commands that it proposes; ``problem`` is why none."""
+
+    kind: str
+    url: str
+    label: str
+    server: str = ""
+    size: int = 0
+    problem: str = ""
+    commands: tuple[str, ...] = ()
+
+
+class InitResult(msgspec.Struct, frozen=True, kw_only=True):
+    """Everything that ``init`` found."""
+
+    store: str
+    found: tuple[FoundSource, ...]
+
+
 class BackupSummary(msgspec.Struct, frozen=True, kw_only=True):
     """One committed backup as a listing shows it: from object names and sizes alone.
 
-    ``streams`` are the names of its stream objects, ``encrypted`` whether all of them are; ``raw_size`` and ``seconds``
+    ``streams`` are the names of its stream objects, ``encrypted`` whether all of them are; ``drill`` is the result of
+    the last drill, ``drilled`` its time; ``raw_size`` and ``seconds``
     are known only when the manifests were read too.
     """
 
@@ -142,6 +162,8 @@ class BackupSummary(msgspec.Struct, frozen=True, kw_only=True):
     streams: tuple[str, ...]
     stored_size: int
     encrypted: bool = False
+    drill: str | None = None
+    drilled: str | None = None
     raw_size: int | None = None
     seconds: float | None = None
     problem: str | None = None
@@ -155,10 +177,11 @@ class ListResult(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class ShowResult(msgspec.Struct, frozen=True, kw_only=True):
-    """One backup, from its manifest."""
+    """One backup, from its manifest, and what its drills found, newest last."""
 
     series: str
     manifest: Manifest
+    drills: tuple[DrillRecord, ...] = ()
 
 
 # Checks that tell another object from the one that was stored; its content may be the same all the same.
@@ -175,7 +198,7 @@ class Check(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class VerifyResult(msgspec.Struct, frozen=True, kw_only=True):
-    """Every check of one backup. ``bytes_read`` is what had to be downloaded for it."""
+    """Every check of one backup. ``bytes_read`` is what had to be downloaded for it; ``drill`` is the last one."""
 
     series: str
     id: str
@@ -183,6 +206,7 @@ class VerifyResult(msgspec.Struct, frozen=True, kw_only=True):
     checks: tuple[Check, ...]
     bytes_read: int
     seconds: float
+    drill: DrillRecord | None = None
 
     @property
     def ok(self) -> bool:
@@ -245,6 +269,14 @@ class Diagnosis(msgspec.Struct, frozen=True, kw_only=True):
     detail: str
     cost: str = ""
     todo: str = ""
+
+
+class SourceDoctorResult(msgspec.Struct, frozen=True, kw_only=True):
+    """What ``doctor`` found out about a source."""
+
+    source: str
+    diagnoses: tuple[Diagnosis, ...]
+    seconds: float
 
 
 class DoctorResult(msgspec.Struct, frozen=True, kw_only=True):

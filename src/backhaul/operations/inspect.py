@@ -25,7 +25,8 @@ def list_backups(text: str, *, long: bool = False) -> ListResult:
 
     Args:
         text: SERIES.
-        long: read the manifests too, for raw sizes and durations: one request for each backup.
+        long: read the manifests too, for raw sizes and durations: one request for each backup. (The record of the last
+            drill is read in any case, where there was one.)
 
     Raises:
         StoreError: the series could not be listed. (An empty or absent series is an empty list.)
@@ -33,7 +34,19 @@ def list_backups(text: str, *, long: bool = False) -> ListResult:
     location = series_at(text)
     store = open_store(location, policy=RetryPolicy(PATIENCE))
     try:
-        backups = [_summary(i, objects) for i, objects in series.committed_backups(store).items()]
+        committed = series.committed_backups(store)
+        backups = [_summary(i, objects) for i, objects in committed.items()]
+        drilled = {i: keys for i, objects in committed.items() if (keys := _drills(objects))}
+        if drilled:
+
+            def latest(summary: BackupSummary) -> BackupSummary:
+                records = series.read_drills(store, drilled.get(summary.id, [])[-1:])
+                if not records:
+                    return summary
+                return msgspec.structs.replace(summary, drill=records[-1].result, drilled=records[-1].started)
+
+            with ThreadPoolExecutor(_PARALLEL_READS) as pool:
+                backups = list(pool.map(latest, backups))
         if long:
 
             def read(summary: BackupSummary) -> BackupSummary:
@@ -64,9 +77,17 @@ def show_backup(reference: str) -> ShowResult:
     location, when = reference_at(reference)
     store = open_store(location, policy=RetryPolicy(PATIENCE))
     try:
-        return ShowResult(series=location.text, manifest=series.read_manifest(store, series.find_backup(store, when)))
+        backup = series.find_backup(store, when)
+        manifest = series.read_manifest(store, backup)
+        drills = series.read_drills(store, series.drill_keys(store, backup))
+        return ShowResult(series=location.text, manifest=manifest, drills=tuple(drills))
     finally:
         store.close()
+
+
+def _drills(objects: list[StoredObject]) -> list[str]:
+    parsed = ((entry.key, names.parse_key(entry.key)) for entry in objects)
+    return sorted(key for key, name in parsed if name is not None and name.kind == "record")
 
 
 def _summary(backup: str, objects: list[StoredObject]) -> BackupSummary:

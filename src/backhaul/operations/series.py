@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import datetime as dt
 import os
 import secrets
 import socket
+from collections.abc import Iterable
 
 import msgspec
 
@@ -16,10 +18,12 @@ from backhaul.errors import (
     ObjectNotFoundError,
     PreconditionError,
 )
+from backhaul.formats import drill as drill_format
 from backhaul.formats import manifest as manifest_format
 from backhaul.formats import names
 from backhaul.formats.when import When
 from backhaul.model.claim import Claim
+from backhaul.model.drill import DrillRecord
 from backhaul.model.manifest import Manifest
 from backhaul.model.objects import StoredObject
 from backhaul.planning.selection import select_backup
@@ -132,6 +136,30 @@ def _read_checked(store: Store, key: str, found: StoredObject, where: str) -> by
         f"{where} did not arrive as it is stored",
         f"twice its checksum was not the store's {found.checksum}",
         "Something between here and the store damages data; verify the network, or use HTTPS.",
+    )
+
+
+def read_drills(store: Store, keys: Iterable[str]) -> list[DrillRecord]:
+    """Read the records of drills, oldest first; what is none, or can't be read, is left out."""
+    found = []
+    for key in sorted(keys):
+        status = store.stat(key)
+        if status is None or status.size > drill_format.MAX_SIZE:
+            continue
+        content = bytearray(status.size)
+        with contextlib.suppress(FormatError, IntegrityError, ObjectNotFoundError):
+            store.read_into(key, 0, memoryview(content))
+            found.append(drill_format.decode(bytes(content), where=f"{store.url}/{key}"))
+    return found
+
+
+def drill_keys(store: Store, backup: str) -> list[str]:
+    """Return the keys of the records of a backup's drills, oldest first."""
+    prefix = names.object_key(backup, "drill-")
+    return sorted(
+        entry.key
+        for entry in store.list(prefix)
+        if (name := names.parse_key(entry.key)) is not None and name.kind == "record"
     )
 
 

@@ -84,6 +84,7 @@ def verify(
                     found = [_outweighed(check) for check in found]
                 found.append(content)
             checks += found
+        drills = series.read_drills(store, series.drill_keys(store, backup)[-1:])
     finally:
         store.close()
     return VerifyResult(
@@ -93,6 +94,7 @@ def verify(
         checks=tuple(checks),
         bytes_read=counters.stored,
         seconds=time.monotonic() - clock,
+        drill=drills[-1] if drills else None,
     )
 
 

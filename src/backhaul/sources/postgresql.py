@@ -110,8 +110,13 @@ class PostgreSQLSource:
 
     def check(self) -> None:
         """See ``SourceSet.check``."""
-        self._facts = facts = self._server.facts()
         missing = Prerequisites(f"A backup of {self.name}")
+        self.gather(missing)
+        missing.require()
+
+    def gather(self, missing: Prerequisites) -> None:
+        """Note everything that keeps the database from being backed up."""
+        self._facts = facts = self._server.facts()
         self._dump = self._server.client("pg_dump", facts.major, missing)
         self._dump_all = self._server.client("pg_dumpall", facts.major, missing)
         present = [name for name, _ in self._server.databases()]
@@ -125,7 +130,6 @@ class PostgreSQLSource:
         elif not facts.superuser:
             for name in self._names:
                 self._check_readable(name, facts, missing)
-        missing.require()
 
     def _check_readable(self, database: str, facts: ServerFacts, missing: Prerequisites) -> None:
         with self._server.session(database) as connection:
