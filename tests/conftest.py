@@ -18,7 +18,7 @@ import pytest
 
 from backhaul.testing.data import random_bytes
 from backhaul.testing.faults import FaultProxy
-from backhaul.testing.servers import PostgreSQL, SeaweedFS, seaweedfs
+from backhaul.testing.servers import MariaDB, PostgreSQL, SeaweedFS, seaweedfs
 
 _numbers = itertools.count(1)
 
@@ -33,6 +33,16 @@ def seaweed(tmp_path_factory: pytest.TempPathFactory) -> Iterator[SeaweedFS]:
 @pytest.fixture(scope="session")
 def postgres() -> Iterator[PostgreSQL]:
     server = PostgreSQL()
+    try:
+        server.start()
+        yield server
+    finally:
+        server.stop()
+
+
+@pytest.fixture(scope="session")
+def mariadb() -> Iterator[MariaDB]:
+    server = MariaDB()
     try:
         server.start()
         yield server

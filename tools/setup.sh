@@ -43,10 +43,16 @@ packages)
     command -v script > /dev/null || missing="$missing bsdutils"
     command -v mount > /dev/null || missing="$missing mount"
     if [ "$2" = test ]; then
-        ls /usr/lib/postgresql/*/bin/postgres > /dev/null 2>&1 || missing="$missing postgresql"
+        command -v setfattr > /dev/null || missing="$missing attr"
     else
         command -v pbzip2 > /dev/null || missing="$missing pbzip2"
+        command -v pgbackrest > /dev/null || missing="$missing pgbackrest"
     fi
+    ls /usr/lib/postgresql/*/bin/postgres > /dev/null 2>&1 || missing="$missing postgresql"
+    [ -x /usr/sbin/mariadbd ] || missing="$missing mariadb-server-core"
+    command -v mariadb-dump > /dev/null || missing="$missing mariadb-client"
+    command -v mariadb-backup > /dev/null || missing="$missing mariadb-backup"
+    command -v redis-server > /dev/null || missing="$missing redis-server"
     install_packages $missing
     ;;
 *)

@@ -7,6 +7,7 @@ import shlex
 import sys
 
 import click
+import msgspec
 
 from backhaul.cli.command import option_json
 from backhaul.cli.keys import load_identities, option_identity
@@ -94,7 +95,8 @@ def show(series: str, as_json: bool) -> None:
     result = show_backup(series)
     manifest = result.manifest
     if as_json:
-        print_json("show", {"series": result.series, "manifest": to_document(manifest)})
+        drills = [msgspec.to_builtins(drill) for drill in result.drills]
+        print_json("show", {"series": result.series, "manifest": to_document(manifest), "drills": drills})
         return
     from rich.table import Table
     from rich.text import Text

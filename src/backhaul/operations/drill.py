@@ -53,7 +53,9 @@ from backhaul.transforms.digest import crc64nvme
 # What a restore needs above what was at the source: WAL, indexes that grow while they are made.
 _MARGIN = 1.2
 _LITTLE_ROOM = 64 << 20
-_DISK_FULL = re.compile(r"no space left on device|disk full|errno: 28|error 28", re.IGNORECASE)
+_DISK_FULL = re.compile(
+    r"no space left on device|disk full|errno: 28|error 28|could not extend file|free disk space", re.IGNORECASE
+)
 
 
 class DrillOptions(msgspec.Struct, frozen=True, kw_only=True):

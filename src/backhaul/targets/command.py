@@ -25,6 +25,7 @@ class CommandTarget:
         on_error_line: told each line of its stderr; the default passes them on.
         name: for messages, instead of the command itself.
         is_chatter, environment, discard_output: see ``Command``.
+        may_stop_early: whether it may end well without having read everything: it looks for something, and has it.
     """
 
     def __init__(
@@ -36,7 +37,10 @@ class CommandTarget:
         is_chatter: Callable[[bytes], bool] = lambda line: False,
         environment: Mapping[str, str] | None = None,
         discard_output: bool = False,
+        may_stop_early: bool = False,
     ) -> None:
+        self._may_stop_early = may_stop_early
+        self._ended_early = False
         self._discard_output = discard_output
         self.name = name or shlex.join(redact_command(arguments))
         self._is_chatter = is_chatter
@@ -64,6 +68,8 @@ class CommandTarget:
     def write(self, data: memoryview) -> None:
         """See ``Target.write``."""
         assert self._command is not None and self._command.input is not None and self._group is not None
+        if self._ended_early:
+            return
         try:
             write_all(self._command.input, data, self.name, self._group)
         except TargetError as error:
@@ -74,6 +80,9 @@ class CommandTarget:
                 self._command.kill()
                 raise self._failure("it closed its input and went on running", self._command.tail) from error
             status = self._command.wait()
+            if status.ok and self._may_stop_early:
+                self._ended_early = True
+                return
             raise self._failure(f"before it had read everything, {status}", self._command.tail) from error
 
     def commit(self) -> None:

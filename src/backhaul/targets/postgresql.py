@@ -268,6 +268,7 @@ class PostgreSQLRestore:
             is_chatter=self._listen,
             environment=self._environment(),
             discard_output=True,
+            may_stop_early=bool(restored.chosen),
         )
 
     def _after(self, restored: _Restored, stream: StreamRecord, jobs: int) -> Target:

@@ -21,6 +21,7 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+from urllib.parse import quote
 
 if TYPE_CHECKING:
     from mypy_boto3_s3 import S3Client
@@ -324,8 +325,17 @@ class PostgreSQL:
     When root it runs as the account ``postgres``: servers refuse to run as root.
     """
 
-    def __init__(self) -> None:
-        self._directory = Path(tempfile.mkdtemp(prefix="backhaul-pg-"))
+    def __init__(
+        self, directory: Path | None = None, *, data: Path | None = None, auth: str = "trust", wal: bool = False
+    ) -> None:
+        """Make ready: in a directory of its own, or one that is given.
+
+        ``data`` are files that are there already; ``wal`` puts the WAL into a directory of its own.
+        """
+        self._wal = Path(tempfile.mkdtemp(prefix="backhaul-wal-")) if wal else None
+        self._directory = directory or Path(tempfile.mkdtemp(prefix="backhaul-pg-"))
+        self._data = data
+        self._auth = auth
         self._account = pwd.getpwnam("postgres") if os.geteuid() == 0 else None
         self._user = self._account.pw_uid if self._account else None
         self._group = self._account.pw_gid if self._account else None
@@ -337,6 +347,23 @@ class PostgreSQL:
     def environment(self) -> dict[str, str]:
         """What libpq's programs need to talk to this server."""
         return {"PGHOST": str(self._directory), "PGPORT": str(self.port), "PGUSER": "postgres"}
+
+    @property
+    def pid(self) -> int:
+        """The postmaster's process id."""
+        assert self._process is not None
+        return self._process.pid
+
+    def url(self, database: str = "", *, physical: bool = False) -> str:
+        """Return what ``--from`` and ``--into`` take."""
+        scheme = "postgresql+physical" if physical else "postgresql"
+        return f"{scheme}://postgres@/{quote(database)}?host={self._directory}&port={self.port}"
+
+    def kill(self) -> None:
+        """End the server as a crash would: at once, all its processes."""
+        assert self._process is not None
+        self._process.send_signal(signal.SIGQUIT)
+        self._process.wait(20)
 
     @staticmethod
     def program(name: str) -> str:
@@ -356,10 +383,18 @@ class PostgreSQL:
         Raises:
             ServerError: it is not installed, or did not come up.
         """
-        data = self._directory / "data"
+        data = self._data or self._directory / "data"
         if self._account is not None:
             os.chown(self._directory, self._account.pw_uid, self._account.pw_gid)
-        self._run(self.program("initdb"), "-D", str(data), "-U", "postgres", "-A", "trust", "-E", "UTF8", "--no-sync")
+        if self._data is None:
+            password = self._directory / "password"
+            password.write_text("geheim\n")
+            command = [self.program("initdb"), "-D", str(data), "-U", "postgres", "-E", "UTF8", "--no-sync"]
+            if self._wal is not None:
+                if self._account is not None:
+                    os.chown(self._wal, self._account.pw_uid, self._account.pw_gid)
+                command.append(f"--waldir={self._wal / 'wal'}")
+            self._run(*command, "-A", self._auth, f"--pwfile={password}")
         with open(self._directory / "log", "wb") as log:
             self._process = subprocess.Popen(
                 [
@@ -374,6 +409,8 @@ class PostgreSQL:
                     "listen_addresses=",
                     "-c",
                     "fsync=off",
+                    "-c",
+                    "max_wal_size=4GB",
                 ],
                 stdout=log,
                 stderr=log,
@@ -395,7 +432,7 @@ class PostgreSQL:
         return subprocess.run(
             [self.program("psql"), "-X", "-q", "-A", "-t", "-v", "ON_ERROR_STOP=1", "-d", database, "-f", "-"],
             input=statement,
-            env={**os.environ, **self.environment},
+            env={**os.environ, "PGPASSWORD": "geheim", **self.environment},
             check=True,
             capture_output=True,
             text=True,
@@ -411,6 +448,8 @@ class PostgreSQL:
                 self._process.kill()
                 self._process.wait()
         shutil.rmtree(self._directory, ignore_errors=True)
+        if self._wal is not None:
+            shutil.rmtree(self._wal, ignore_errors=True)
 
     def _run(self, *command: str) -> None:
         done = subprocess.run(
@@ -425,3 +464,173 @@ class PostgreSQL:
         )
         if done.returncode:
             raise ServerError(f"{command[0]} failed: {done.stderr}")
+
+
+class MariaDB:
+    """A MariaDB server from Debian's packages, with a binary log, on a socket of its own; its root has no password.
+
+    When root it runs as the account ``mysql``, or ``nobody``.
+    """
+
+    def __init__(self, *, data: Path | None = None, binlog: bool = True) -> None:
+        self._directory = Path(tempfile.mkdtemp(prefix="backhaul-my-"))
+        self._account: pwd.struct_passwd | None = None
+        if os.geteuid() == 0:
+            names = {entry.pw_name: entry for entry in pwd.getpwall()}
+            self._account = names.get("mysql") or names["nobody"]
+            os.chown(self._directory, self._account.pw_uid, self._account.pw_gid)
+        self._data = data
+        self._binlog = binlog
+        self._process: subprocess.Popen[bytes] | None = None
+        self.socket = str(self._directory / "s.sock")
+
+    def url(self, database: str = "", *, physical: bool = False) -> str:
+        """Return what ``--from`` and ``--into`` take."""
+        scheme = "mariadb+physical" if physical else "mariadb"
+        path = "/" if physical else f"/{quote(database)}"
+        return f"{scheme}://root@{path}?socket={self.socket}&defaults-file=/dev/null"
+
+    @property
+    def pid(self) -> int:
+        """The server's process id."""
+        assert self._process is not None
+        return self._process.pid
+
+    @staticmethod
+    def program(name: str) -> str:
+        """Return the path of a server or client program.
+
+        Raises:
+            ServerError: it is not installed.
+        """
+        found = shutil.which(name, path=os.environ.get("PATH", "") + ":/usr/sbin:/usr/bin")
+        if found is None:
+            raise ServerError(f"{name} is not installed: apt-get install mariadb-server-core mariadb-client")
+        return found
+
+    def start(self) -> None:
+        """Make the server's files, unless they were given, and start it.
+
+        Raises:
+            ServerError: it is not installed, or did not come up.
+        """
+        data = self._data or self._directory / "data"
+        identity: dict[str, Any] = {}
+        if self._account is not None:
+            identity = {"user": self._account.pw_uid, "group": self._account.pw_gid, "extra_groups": []}
+        if self._data is None:
+            install = [self.program("mariadb-install-db"), "--no-defaults", f"--datadir={data}", "--skip-test-db"]
+            done = subprocess.run(
+                [*install, "--auth-root-authentication-method=normal"],
+                capture_output=True,
+                text=True,
+                check=False,
+                cwd="/",
+                **identity,
+            )
+            if done.returncode:
+                raise ServerError(f"mariadb-install-db failed: {done.stdout}{done.stderr}")
+        settings = [f"--datadir={data}", f"--socket={self.socket}", f"--pid-file={self._directory / 'pid'}"]
+        settings += ["--skip-networking", "--innodb-flush-log-at-trx-commit=0", f"--tmpdir={self._directory}"]
+        settings += ["--innodb-log-file-size=256M", "--max-allowed-packet=64M"] if self._data is None else []
+        if self._binlog:
+            settings += [f"--log-bin={self._directory / 'bin'}", "--server-id=7", "--sync-binlog=0"]
+        with open(self._directory / "log", "wb") as log:
+            self._process = subprocess.Popen(
+                [self.program("mariadbd"), "--no-defaults", *settings],
+                stdout=log,
+                stderr=log,
+                stdin=subprocess.DEVNULL,
+                cwd="/",
+                **identity,
+            )
+        deadline = time.monotonic() + _START_TIMEOUT
+        while True:
+            try:
+                self.sql("select 1")
+                return
+            except subprocess.CalledProcessError:
+                if self._process.poll() is not None or time.monotonic() > deadline:
+                    text = (self._directory / "log").read_text(errors="replace")
+                    raise ServerError(f"MariaDB did not start:\n{text}") from None
+                time.sleep(0.1)
+
+    def sql(self, statement: str, database: str = "", *, check: bool = True) -> str:
+        """Run statements by the client and return its rows as text, columns split by tabs."""
+        command = [self.program("mariadb"), "--no-defaults", "-uroot", f"--socket={self.socket}", "-N", "-B"]
+        command += ["--default-character-set=utf8mb4", *([f"--database={database}"] if database else [])]
+        done = subprocess.run(command, input=statement, capture_output=True, text=True, check=check)
+        return done.stdout.strip()
+
+    def dump(self, database: str, *options: str) -> str:
+        """Return a dump of a database without what differs from time to time."""
+        command = [self.program("mariadb-dump"), "--no-defaults", "-uroot", f"--socket={self.socket}"]
+        command += ["--skip-dump-date", "--skip-comments", "--routines", "--events", "--triggers", *options, database]
+        return subprocess.run(command, capture_output=True, text=True, check=True).stdout
+
+    def kill(self) -> None:
+        """End the server as a crash would."""
+        assert self._process is not None
+        self._process.kill()
+        self._process.wait(20)
+
+    def stop(self) -> None:
+        """End the server and remove its files."""
+        if self._process is not None:
+            self._process.terminate()
+            try:
+                self._process.wait(20)
+            except subprocess.TimeoutExpired:
+                self._process.kill()
+                self._process.wait()
+        shutil.rmtree(self._directory, ignore_errors=True)
+
+
+class Redis:
+    """A Redis server on a socket of its own."""
+
+    def __init__(self, directory: Path, *options: str) -> None:
+        self._directory = directory
+        self._options = options
+        self._process: subprocess.Popen[bytes] | None = None
+        self.socket = str(directory / "r.sock")
+        self.url = f"redis+unix://{self.socket}"
+
+    def start(self) -> None:
+        """Start it.
+
+        Raises:
+            ServerError: it is not installed, or did not come up.
+        """
+        program = shutil.which("redis-server")
+        if program is None:
+            raise ServerError("redis-server is not installed: apt-get install redis-server")
+        place = ["--port", "0", "--unixsocket", self.socket, "--dir", str(self._directory), "--save", ""]
+        self._process = subprocess.Popen(
+            [program, *place, "--repl-diskless-sync-delay", "0", *self._options],
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
+            stdin=subprocess.DEVNULL,
+        )
+        deadline = time.monotonic() + _START_TIMEOUT
+        while not Path(self.socket).exists():
+            if self._process.poll() is not None or time.monotonic() > deadline:
+                raise ServerError("Redis did not start")
+            time.sleep(0.02)
+
+    def cli(self, *words: str, script: str | None = None) -> str:
+        """Run redis-cli and return what it says."""
+        command = ["redis-cli", "-s", self.socket, *words]
+        return subprocess.run(command, input=script, capture_output=True, text=True, check=True).stdout.strip()
+
+    def kill(self) -> None:
+        """End the server as a crash would."""
+        assert self._process is not None
+        self._process.kill()
+        self._process.wait(20)
+
+    def stop(self) -> None:
+        """End the server."""
+        if self._process is not None and self._process.poll() is None:
+            self._process.kill()
+            self._process.wait(20)
