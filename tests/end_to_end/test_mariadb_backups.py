@@ -6,6 +6,7 @@ import os
 import random
 import signal
 import subprocess
+import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -59,8 +60,8 @@ def test_everything_comes_back(cli: Cli, mariadb: MariaDB, app: str, bucket: str
 
     cli.ok("restore", series, "--into", mariadb.url("back"))
     assert fingerprint_mariadb(mariadb, "back") == fingerprint_mariadb(mariadb, app)
-    assert mariadb.dump("back", "--no-data") == mariadb.dump(app, "--no-data").replace("`app`", "`back`")
-    assert mariadb.dump("back") == mariadb.dump(app).replace("`app`", "`back`")
+    assert mariadb.dump("back", "--no-data") == mariadb.dump(app, "--no-data")
+    assert mariadb.dump("back") == mariadb.dump(app)
     assert [name for name in databases(mariadb) if "restor" in name or "replaced" in name] == []
     assert mariadb.sql("select count(*) from richer", "back") == mariadb.sql("select count(*) from richer", app)
 
@@ -70,7 +71,7 @@ def test_a_single_stream_comes_back(cli: Cli, mariadb: MariaDB, app: str) -> Non
     pushed = cli.ok("push", series, "--from", mariadb.url(app), "--streams", "1", "--json").json
     assert [s["name"] for s in pushed["streams"]] == ["data"]
     cli.ok("restore", series, "--into", mariadb.url("back_single"))
-    assert mariadb.dump("back_single") == mariadb.dump(app).replace("`app`", "`back_single`")
+    assert mariadb.dump("back_single") == mariadb.dump(app)
     text = subprocess.run(["bash", "-c", f"zstd -dc {series}/*/data.zst"], capture_output=True, check=True).stdout
     assert b"-- CHANGE MASTER TO" in text[:8192]
     assert b"-- Dump completed on" in text[-200:]
@@ -78,7 +79,7 @@ def test_a_single_stream_comes_back(cli: Cli, mariadb: MariaDB, app: str) -> Non
 
 def test_a_whole_server(cli: Cli, mariadb: MariaDB, app: str, other: MariaDB, bucket: str) -> None:
     mariadb.sql(
-        "create database `zwei ö`; create table `zwei ö`.t as select seq from seq_1_to_10; create database leer"
+        "create database `zwei ö`; use `zwei ö`; create table t as select seq from seq_1_to_10; create database leer"
     )
     mariadb.sql(
         "create user if not exists 'maker'@'localhost' identified by 'geheim'; grant select on app.* to 'maker'@'localhost'"
@@ -155,13 +156,13 @@ def test_a_restore_refuses_what_is_not_empty(cli: Cli, mariadb: MariaDB, app: st
     mariadb.sql("delimiter //\ncreate trigger g before insert on t for each row begin set new.n = 1; end//", "waiting")
     mariadb.sql("insert into t values (5); create table extra (id int)", "waiting")
     cli.ok("restore", series, "--into", mariadb.url("waiting"), "--replace")
-    assert mariadb.dump("waiting") == mariadb.dump("small").replace("`small`", "`waiting`")
+    assert mariadb.dump("waiting") == mariadb.dump("small")
     assert [name for name in databases(mariadb) if "restoring" in name or "replaced" in name] == []
 
 
 def test_a_damaged_backup_replaces_nothing(cli: Cli, mariadb: MariaDB) -> None:
     series = cli.directory / "series"
-    mariadb.sql("create database precious; create table precious.t as select seq n, md5(seq) from seq_1_to_300000")
+    mariadb.sql("create database precious; use precious; create table t as select seq n, md5(seq) from seq_1_to_300000")
     cli.ok("push", str(series), "--from", mariadb.url("precious"), "--compress", "1")
     file = next(series.rglob("data-1.zst"))
     content = bytearray(file.read_bytes())
@@ -224,7 +225,7 @@ def test_a_producer_that_is_killed_anywhere(
     url = mariadb.url("" if physical else app, physical=physical)
     for _ in range(10):
         process = cli.start("push", series, "--from", url, "--limit", "8M", "--compress", "none")
-        hit = kill_at_random(process, program, random.uniform(0, 0.8 if physical else 0.2))
+        hit = kill_at_random(process, program, random.uniform(0, 0.8 if physical else 0.1))
         _, err = process.communicate(timeout=60)
         if hit:
             assert process.returncode == 1, err.decode()
@@ -246,7 +247,7 @@ def test_a_server_that_stops_midway(cli: Cli, bucket: str) -> None:
     try:
         server.start()
         server.sql(
-            "create database app; create table app.t as select seq n, repeat(md5(seq), 8) v from seq_1_to_300000"
+            "create database app; use app; create table t as select seq n, repeat(md5(seq), 8) v from seq_1_to_300000"
         )
         for physical in (False, True):
             series = f"s3://{bucket}/stopped-{physical}"
@@ -275,13 +276,17 @@ def test_a_physical_backup(cli: Cli, mariadb: MariaDB, app: str, bucket: str) ->
     data = Path(mariadb._directory) / "restored"
     data.mkdir()
     os.chmod(data, 0o750)
+    if mariadb.account is not None:
+        os.chown(data, mariadb.account.pw_uid, mariadb.account.pw_gid)
     cli.ok("restore", series, "--into", str(data))
     assert data.stat().st_mode & 0o777 == 0o750
     back = MariaDB(data=data, binlog=False)
     try:
         back.start()
-        assert fingerprint_mariadb(back, app) == fingerprint_mariadb(mariadb, app)
-        assert back.dump(app) == mariadb.dump(app)
+        before, after = fingerprint_mariadb(mariadb, app), fingerprint_mariadb(back, app)
+        # (Ids that the server had reserved in its memory, and nobody got, are not in its files.)
+        assert 3000 < int(after.pop("auto_increment")) <= int(before.pop("auto_increment"))
+        assert after == before
     finally:
         back.stop()
     record = cli.ok("drill", series, "--check", "select count(*) from big", "90000", "--database", app, "--json").json
@@ -304,7 +309,7 @@ def test_a_stream_that_is_cut_between_chunks(cli: Cli, mariadb: MariaDB, app: st
     cut = f"""
 [ "$1" = --version ] && exec REAL --version
 REAL "$@" > {whole} || exit
-{os.sys.executable} - {whole} <<'PY'
+{sys.executable} - {whole} <<'PY'
 import struct, sys
 data = open(sys.argv[1], "rb").read()
 # mbstream: magic 8, flags 1, type 1, path length 4, path; then for payload: length 8, offset 8, checksum 4, data.
@@ -410,7 +415,7 @@ def test_passwords_and_privileges(cli: Cli, mariadb: MariaDB, app: str, tmp_path
     assert lacking.code == 10
     assert "GRANT" in lacking.err
     assert "RELOAD" in lacking.err
-    mariadb.sql("grant select, reload, show view, trigger, event, binlog monitor on *.* to 'poor'@'localhost'")
+    mariadb.sql("grant select, reload, show view, trigger, event, binlog monitor, execute on *.* to 'poor'@'localhost'")
     options = tmp_path / "my.cnf"
     options.write_text("[client]\nuser = poor\npassword = geheim\n")
     options.chmod(0o600)

@@ -112,7 +112,7 @@ def print_drill(record: DrillRecord) -> None:
     from rich.text import Text
 
     out = console(sys.stdout)
-    marks = {"ok": ("✓", "green"), "failed": ("✗", "bold red"), "skipped": ("-", "yellow")}
+    marks = {"ok": ("✓", "green"), "failed": ("✗", "bold red"), "skipped": ("-", "yellow"), "untested": ("?", "yellow")}
     for check in record.checks:
         mark, style = marks.get(check.state, ("?", "yellow"))
         out.print(Text("  ").append(mark, style).append(f" {check.name}", "bold").append(f": {check.detail}"))

@@ -63,6 +63,7 @@ class MariaDBServer:
 
     def __init__(self, url: SourceUrl) -> None:
         self.url = url
+        self._option_file = -1
         unknown = [name for name in url.options if name not in ("socket", "defaults-file", "ssl-ca")]
         if unknown:
             raise UsageError(
@@ -139,12 +140,24 @@ class MariaDBServer:
 
     def options(self) -> list[str]:
         """Return the options that programs take first, to reach the server: no secret is in them."""
-        options = [f"--defaults-file={self._file}"] if self._file else []
+        file = self._private_file() or self._file
+        options = [f"--defaults-file={file}"] if file else []
         options.append(f"--user={self.user}")
         if self.socket:
             return [*options, f"--socket={self.socket}", "--protocol=socket"]
         options += [f"--host={self.host or '127.0.0.1'}", f"--port={self.port}", "--protocol=tcp"]
         return options + ([f"--ssl-ca={self._ca}"] if self._ca else [])
+
+    def _private_file(self) -> str | None:
+        """Return an option file in memory with the password of the password file: those on the disk may say another."""
+        if not self.url.password_file:
+            return None
+        if self._option_file < 0:
+            self._option_file = os.memfd_create("backhaul", os.MFD_CLOEXEC)
+            os.fchmod(self._option_file, 0o600)
+            password = self._password.replace("\\", "\\\\").replace('"', '\\"')
+            os.write(self._option_file, f'[client]\npassword="{password}"\n'.encode())
+        return f"/proc/{os.getpid()}/fd/{self._option_file}"
 
     def environment(self) -> dict[str, str]:
         """Return the environment of programs: the password, and English messages."""
@@ -164,7 +177,7 @@ class MariaDBServer:
                 rows(
                     connection,
                     "show global variables where variable_name in ('log_bin', 'server_id', 'binlog_format', 'datadir',"
-                    " 'gtid_strict_mode', 'innodb_version', 'version_comment', 'lower_case_table_names')",
+                    " 'net_write_timeout', 'max_allowed_packet', 'version_comment', 'lower_case_table_names')",
                 )
             )
             grants = [grant for (grant,) in rows(connection, "show grants")]
@@ -175,6 +188,12 @@ class MariaDBServer:
         with self.session() as connection:
             found = [name for (name,) in rows(connection, "select schema_name from information_schema.schemata")]
         return sorted(name for name in found if name.lower() not in SYSTEM_DATABASES)
+
+    def has_table(self, database: str, table: str) -> bool:
+        """Tell whether there is a table of that name."""
+        query = "select 1 from information_schema.tables where table_schema = %s and table_name = %s"
+        with self.session() as connection:
+            return bool(rows(connection, query, (database, table)))
 
     def is_empty(self, database: str) -> bool:
         """Tell whether a database holds no table, view, routine or event."""

@@ -157,7 +157,9 @@ class PostgreSQLServer:
                 _all(
                     connection,
                     """select name, setting from pg_settings where name = any(array['wal_level', 'max_wal_senders',
-                       'data_directory', 'archive_mode', 'summarize_wal', 'max_connections', 'data_checksums'])""",
+                       'data_directory', 'archive_mode', 'data_checksums', 'max_connections',
+                       'max_prepared_transactions', 'max_worker_processes', 'max_locks_per_transaction',
+                       'shared_preload_libraries'])""",
                 )
             )
         version, number, user, superuser, replication, bypass, recovery = row
@@ -173,17 +175,25 @@ class PostgreSQLServer:
         )
 
     def databases(self) -> list[tuple[str, int]]:
-        """Return names and sizes of the databases that hold data: all but templates and closed ones."""
+        """Return names and sizes of the databases that hold data: all but the two templates, and closed ones."""
         with self.session() as connection:
             return [
                 (name, int(size))
                 for name, size in _all(
                     connection,
-                    """select datname, case when has_database_privilege(datname, 'connect')
-                       then pg_database_size(datname) else 0 end
-                       from pg_database where datallowconn and not datistemplate order by datname""",
+                    """select datname, coalesce(case when has_database_privilege(datname, 'connect')
+                       then pg_database_size(datname) end, 0)
+                       from pg_database where datallowconn and datname not in ('template0', 'template1')
+                       order by datname""",
                 )
             ]
+
+    def closed_to_us(self) -> list[str]:
+        """Return the databases that this account may not connect to."""
+        with self.session() as connection:
+            query: LiteralString = """select datname from pg_database where datallowconn
+                and datname not in ('template0', 'template1') and not has_database_privilege(datname, 'connect')"""
+            return [name for (name,) in _all(connection, query)]
 
     def exists(self, database: str) -> bool:
         """Tell whether there is a database of that name."""
@@ -241,7 +251,7 @@ limit 1"""
 # Tables, those whose rows are in partitions, materialised views, sequences; what extensions brought is theirs.
 TABLES: LiteralString = """
 select format('%I.%I', n.nspname, c.relname), c.relkind::text,
-       case when c.relkind in ('r', 'm') then pg_table_size(c.oid) else 0 end,
+       coalesce(case when c.relkind in ('r', 'm') then pg_table_size(c.oid) end, 0),
        exists (select 1 from pg_depend d
                 where d.classid = 'pg_class'::regclass and d.objid = c.oid and d.deptype = 'e')
   from pg_class c join pg_namespace n on n.oid = c.relnamespace
@@ -263,7 +273,9 @@ select case when s.setrole = 0 then 'ALTER DATABASE {database}'
        || format(' SET %I TO %s', split_part(c, '=', 1),
                  case when split_part(c, '=', 1) in ('search_path', 'temp_tablespaces', 'local_preload_libraries',
                                                      'session_preload_libraries', 'shared_preload_libraries')
-                      then substr(c, strpos(c, '=') + 1) else quote_literal(substr(c, strpos(c, '=') + 1)) end)
+                           and c not like '%=' and c not like '%=""'
+                      then substr(c, strpos(c, '=') + 1)
+                      else quote_literal(replace(substr(c, strpos(c, '=') + 1), '""', '')) end)
   from pg_db_role_setting s, unnest(s.setconfig) c
  where s.setdatabase = (select oid from pg_database where datname = current_database())
 union all
@@ -271,6 +283,9 @@ select format('GRANT %s ON DATABASE {database} TO %s%s', a.privilege_type,
               case when a.grantee = 0 then 'PUBLIC' else quote_ident(pg_get_userbyid(a.grantee)) end,
               case when a.is_grantable then ' WITH GRANT OPTION' else '' end)
   from pg_database d, aclexplode(d.datacl) a where d.datname = current_database()
+union all
+select 'ALTER DATABASE {database} IS_TEMPLATE true' from pg_database
+ where datname = current_database() and datistemplate
 union all
 select 'COMMENT ON DATABASE {database} IS ' || quote_literal(shobj_description(oid, 'pg_database'))
   from pg_database where datname = current_database() and shobj_description(oid, 'pg_database') is not null"""
@@ -338,6 +353,15 @@ def coordinates(connection: Connection[Any]) -> dict[str, str]:
            (select timeline_id from pg_control_checkpoint())::text""",
     )
     return {"lsn": lsn, "timeline": timeline}
+
+
+def never_time_out(connection: Connection[Any]) -> None:
+    """Let a session wait as long as a backup takes; but let the server notice if we are gone."""
+    connection.execute(
+        """select set_config(name, case name when 'client_connection_check_interval' then '10s' else '0' end, false)
+           from pg_settings where name = any(array['statement_timeout', 'transaction_timeout', 'idle_session_timeout',
+           'idle_in_transaction_session_timeout', 'client_connection_check_interval'])"""
+    )
 
 
 def one_value(connection: Connection[Any], query: LiteralString) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 import re
 import shutil
@@ -124,6 +125,15 @@ def version_of(path: str) -> str:
     _, distribution, release = text.partition("Distrib ")
     match = _VERSION.search(release if distribution else text)
     return match[1] if match else "0"
+
+
+def shortened(name: str, size: int) -> str:
+    """Return a name of at most that many bytes; two that are cut differ where the whole ones do."""
+    encoded = name.encode()
+    if len(encoded) <= size:
+        return name
+    mark = hashlib.blake2s(encoded, digest_size=4).hexdigest()
+    return encoded[: size - len(mark) - 1].decode(errors="ignore") + f"_{mark}"
 
 
 def read_password(path: str) -> str:

@@ -18,6 +18,7 @@ from pathlib import Path
 
 from backhaul.databases import postgresql
 from backhaul.databases.prerequisites import Prerequisites, Program, find_program
+from backhaul.databases.temporary import OwnDirectory
 from backhaul.errors import ConfigurationError
 from backhaul.model.source_url import SourceUrl
 from backhaul.processes.command import Command
@@ -48,7 +49,8 @@ class ScratchDirectory:
                     break
         where = parent or tempfile.gettempdir()
         try:
-            self.path = Path(tempfile.mkdtemp(prefix="backhaul-drill-", dir=where))
+            self._own = OwnDirectory("backhaul-drill-", where)
+            self.path = self._own.path
             self.give(self.path)
         except OSError as error:
             raise ConfigurationError(
@@ -95,7 +97,7 @@ class ScratchDirectory:
 
     def remove(self) -> None:
         """Remove it, and all that is in it."""
-        shutil.rmtree(self.path, ignore_errors=True)
+        self._own.remove()
 
 
 class _Server:
@@ -166,14 +168,19 @@ _POSTGRESQL_OPTIONS = {
     "ssl": "off",
     "logging_collector": "off",
     "log_destination": "stderr",
-    "max_locks_per_transaction": "256",
     "max_wal_size": "4GB",
-    "shared_preload_libraries": "",
     "shared_buffers": "128MB",
     "restore_command": "",
     "primary_conninfo": "",
 }
 SUPERUSER = "backhaul_drill"
+# What recovery compares with the server that wrote the WAL.
+POSTGRESQL_LIMITS = (
+    "max_connections",
+    "max_prepared_transactions",
+    "max_worker_processes",
+    "max_locks_per_transaction",
+)
 
 
 class ScratchPostgreSQL(_Server):
@@ -249,18 +256,24 @@ class ScratchPostgreSQL(_Server):
         except Exception as error:
             raise self.failure(str(error)) from error
 
-    def start(self, *, recovered_user: str | None = None) -> None:
+    def start(self, *, settings: Mapping[str, str], recovered_user: str | None = None) -> None:
         """Start it: on a cluster that ``make`` made, or with ``recovered_user`` on restored files.
+
+        ``settings`` are those of the source: limits that recovery insists on, libraries that extensions need.
 
         Raises:
             ServerStartError: it did not come up.
         """
         options = dict(_POSTGRESQL_OPTIONS)
+        options |= {name: settings[name] for name in POSTGRESQL_LIMITS if settings.get(name, "").isdigit()}
+        libraries = Path(self.bin).parent / "lib"
+        wanted = [name.strip().strip('"') for name in settings.get("shared_preload_libraries", "").split(",")]
+        options["shared_preload_libraries"] = ",".join(n for n in wanted if n and (libraries / f"{n}.so").exists())
         if recovered_user is not None:
             self.user = recovered_user
             # Its own settings are for another host; accounts come in by our socket alone.
             configuration, hba = self.directory.path / "postgresql.conf", self.directory.path / "pg_hba.conf"
-            configuration.write_text("max_connections = 100\n")
+            configuration.write_text("")
             hba.write_text("local all all trust\n")
             (self.data / "postgresql.auto.conf").write_text("")
             for name in ("standby.signal", "recovery.signal"):
@@ -268,9 +281,9 @@ class ScratchPostgreSQL(_Server):
             options |= {"config_file": str(configuration), "hba_file": str(hba), "data_directory": str(self.data)}
         else:
             options |= {"wal_level": "minimal", "max_wal_senders": "0"}
-        settings = [f"--{name}={value}" for name, value in options.items()]
+        arguments = [f"--{name}={value}" for name, value in options.items()]
         command = [self._programs["postgres"].path, "-D", str(self.data), "-k", str(self.directory.path), "-p", "5432"]
-        self._launch([*command, *settings], self.directory.environment())
+        self._launch([*command, *arguments], self.directory.environment())
         self._wait_until_ready()
 
     def _answers(self) -> bool:

@@ -70,7 +70,7 @@ def parse_source_url(text: str) -> SourceUrl:
         options = dict(parse_qsl(parts.query, keep_blank_values=True, strict_parsing=bool(parts.query)))
     except ValueError as error:
         raise UsageError(f"{shown!r} is not a URL", str(error), _FORMS) from error
-    if parts.password is not None or any(name.lower() in ("password", "passwd", "pwd") for name in options):
+    if parts.password is not None or any("password" in name.lower() and name != _PASSWORD_FILE for name in options):
         places = _PASSWORD_PLACES.get(kind.partition("+")[0], "in a file")
         raise UsageError(
             f"{shown!r} holds a password",

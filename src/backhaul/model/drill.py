@@ -10,7 +10,10 @@ PROVED, FAILED, UNTESTED = "proved", "failed", "could not test"
 
 
 class DrillCheck(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
-    """One thing that was looked at in the restored database. ``state`` is ``ok``, ``failed`` or ``skipped``."""
+    """One thing that was looked at in the restored database.
+
+    ``state`` is ``ok``, ``failed``, ``skipped``, or ``untested`` for a question that is none to this database.
+    """
 
     name: str
     state: str

@@ -162,6 +162,7 @@ class SourceRecord(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True
         coordinates: where in the server's log the state is: LSNs, binlog file and position, GTID, replication id.
         databases: what it holds.
         cluster: whether it is the whole server.
+        settings: of the server, that another one needs to run the same data.
         remarks: what whoever restores it should know.
     """
 
@@ -175,6 +176,7 @@ class SourceRecord(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True
     coordinates: Mapping[str, str] = {}
     databases: tuple[DatabaseRecord, ...] = ()
     cluster: bool = False
+    settings: Mapping[str, str] = {}
     remarks: tuple[str, ...] = ()
 
 

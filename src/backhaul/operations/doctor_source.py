@@ -21,6 +21,7 @@ from backhaul.model.source_url import SourceUrl
 # Seconds by which a server's clock may differ from ours before times in records and logs mislead.
 _CLOCK_TOLERANCE = 5.0
 _LONG_STATEMENT = 30
+_WRITE_TIMEOUT = 1200
 
 
 def doctor_source(text: str, *, on_finding: Callable[[Diagnosis], None] = lambda diagnosis: None) -> SourceDoctorResult:
@@ -239,6 +240,14 @@ class _Examination:
                 "off",
                 "no coordinates to replicate or replay from",
                 "log_bin in [mysqld], and restart the server",
+            )
+        timeout = facts.variables.get("net_write_timeout", "60")
+        if not self._physical and int(timeout) < _WRITE_TIMEOUT:
+            self._note(
+                "net_write_timeout",
+                f"{timeout} s",
+                "a store that takes nothing for so long costs the backup, however long --retry-for is",
+                f"mariadb -e 'SET GLOBAL net_write_timeout = {_WRITE_TIMEOUT}'  (or --spool DIR)",
             )
         if slow and not self._physical:
             number, seconds, statement = slow[0]

@@ -25,7 +25,6 @@ from backhaul.databases.scratch import (
     ScratchMariaDB,
     ScratchPostgreSQL,
     ScratchRedis,
-    ServerStartError,
 )
 from backhaul.errors import (
     BackhaulError,
@@ -53,6 +52,8 @@ from backhaul.transforms.digest import crc64nvme
 # What a restore needs above what was at the source: WAL, indexes that grow while they are made.
 _MARGIN = 1.2
 _LITTLE_ROOM = 64 << 20
+# An extension that only works in a server that was started with its library.
+_NOT_LOADED = re.compile(r"shared_preload_libraries")
 _DISK_FULL = re.compile(
     r"no space left on device|disk full|errno: 28|error 28|could not extend file|free disk space", re.IGNORECASE
 )
@@ -113,6 +114,7 @@ def drill(
         backup = series.find_backup(store, when)
         committed = series.read_backup(store, backup)
         source = source_of_backup(committed, location.text)
+        _check_questions(options, source)
         started = now()
         trial = _Trial(store, committed, source, options, progress or PullProgress(), on_check)
         result, why = trial.run()
@@ -137,6 +139,26 @@ def drill(
             body = drill_format.encode(record)
             store.put(key, body, crc64nvme(body), if_absent=False)
         return DrillResult(series=location.text, record=record, kept=f"{store.url}/{key}" if key else None)
+
+
+def _check_questions(options: DrillOptions, source: SourceRecord) -> None:
+    """Refuse what can't be asked, before anything is restored.
+
+    Raises:
+        UsageError: there is nobody to ask, or it is not said whom.
+    """
+    if not options.questions:
+        return
+    if source.kind == "dir":
+        raise UsageError("--check asks a database", "the backup is of a directory", "Leave --check out.")
+    names = [record.name for record in source.databases]
+    asked = source.kind.partition("+")[0] in ("postgresql", "mariadb")
+    if asked and (options.database or (names[0] if len(names) == 1 else None)) not in names:
+        raise UsageError(
+            "--check does not say which database to ask",
+            f"the backup has {', '.join(names)}",
+            "Name one with --database NAME.",
+        )
 
 
 class _Trial:
@@ -186,19 +208,32 @@ class _Trial:
                     self.checks.append(check)
                     self._on_check(check)
                 self.seconds["checks"] = round(time.monotonic() - began, 3)
-        except ServerStartError as error:
-            # On files that were restored it is the files' fault; on an empty cluster this host's.
-            return (FAILED if "restore" in self.seconds else UNTESTED), _sentence(error)
-        except (ConfigurationError, StoreError, UsageError) as error:
-            return UNTESTED, _sentence(error)
         except BackhaulError as error:
-            if directory.free() < _LITTLE_ROOM or _DISK_FULL.search(error.why):
-                return UNTESTED, f"the disk of the scratch server is full. {_sentence(error)}"
-            return FAILED, _sentence(error)
+            return self._judge(error, directory)
+        except Exception as error:
+            if not proofs.is_database_error(error):
+                raise
+            return FAILED, f"the restored database broke off: {error}"
         failed = [check for check in self.checks if check.state == "failed"]
         if failed:
             return FAILED, "; ".join(f"{check.name}: {check.detail}" for check in failed)
+        untested = [check for check in self.checks if check.state == "untested"]
+        if untested:
+            return UNTESTED, "; ".join(f"{check.name}: {check.detail}" for check in untested)
         return PROVED, ""
+
+    def _judge(self, error: BackhaulError, directory: ScratchDirectory) -> tuple[str, str]:
+        """Say of what an error speaks: of the backup, or of this host and the line."""
+        if directory.free() < _LITTLE_ROOM or _DISK_FULL.search(error.why):
+            return UNTESTED, f"the disk of the scratch server is full. {_sentence(error)}"
+        if _NOT_LOADED.search(error.why):
+            return UNTESTED, _sentence(error)
+        if "restore" in self.seconds:
+            # All of it was restored: what does not start, or does not answer any more, is what was restored.
+            return FAILED, _sentence(error)
+        if isinstance(error, ConfigurationError | StoreError | UsageError):
+            return UNTESTED, _sentence(error)
+        return FAILED, _sentence(error)
 
     def _check_room(self, directory: ScratchDirectory) -> None:
         needed = int(max(self._source.size, self._manifest.raw_size) * _MARGIN)
@@ -247,10 +282,12 @@ class _Trial:
                 users = {d.properties.get("superuser", "postgres") for d in self._source.databases}
                 self._restore(_directory_url(str(server.data)))
                 directory.give_all(server.data)
-                self._timed("start", lambda: server.start(recovered_user=users.pop() if users else "postgres"))
+                user = users.pop() if users else "postgres"
+                settings = self._source.settings
+                self._timed("start", lambda: server.start(settings=settings, recovered_user=user))
             else:
                 server.make()
-                server.start()
+                server.start(settings=self._source.settings)
                 self._restore(server.url, globals_=True)
             yield proofs.prove_postgresql(
                 server.url, self._source, server.bin, self._options.questions, self._options.database, self._jobs

@@ -167,6 +167,12 @@ def push(
                 "--encrypt-to takes one recipient",
                 "Give each recipient its own --encrypt-to; a directory of that name is written ./NAME",
             )
+    if isinstance(source, SourceSet) and (options.expect or options.name != PushOptions().name):
+        raise UsageError(
+            "--name and --expect are for a single stream",
+            f"{source.name} names its streams, and knows how they end",
+            "Leave them out.",
+        )
     required = required_destinations(options.require, len(destinations))
     locations = [series_at(text) for text in destinations]
     if len({place_of(location) for location in locations}) != len(locations):

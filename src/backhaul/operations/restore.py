@@ -15,7 +15,7 @@ from collections.abc import Callable
 
 import msgspec
 
-from backhaul.errors import UsageError
+from backhaul.errors import BackhaulError, UsageError
 from backhaul.formats.age_keys import Identity
 from backhaul.formats.seekable import SeekTable
 from backhaul.formats.source_url import parse_source_url
@@ -146,7 +146,11 @@ def target_of(
         return PostgreSQLRestore(
             url,
             PostgreSQLRestoreOptions(
-                replace=options.replace, only=options.only, globals_=options.globals_, no_owner=options.no_owner
+                replace=options.replace,
+                only=options.only,
+                globals_=options.globals_,
+                no_owner=options.no_owner,
+                tablespaces=not url.isolated,
             ),
             on_error_line=on_error_line,
             on_table=on_table,
@@ -232,8 +236,11 @@ class RestoreRun:
             began = time.monotonic()
             self.target.commit()
             self.phases["finishing"] = round(time.monotonic() - began, 3)
-        except BaseException:
+        except BaseException as error:
+            known = len(self.target.remarks)
             self.target.abort()
+            if isinstance(error, BackhaulError):
+                error.todo = " ".join([error.todo, *self.target.remarks[known:]]).strip()
             raise
         return self._result(where, into, time.monotonic() - clock)
 

@@ -4,10 +4,11 @@ A logical backup of a database is: ``schema`` (tables and sequences), ``data-1``
 ``data-1`` has the rest), ``after`` (routines, triggers, events) and ``views``; and for a whole server ``globals``
 (accounts and grants). All are SQL.
 
-MariaDB can't export a snapshot. So for a moment we hold the global read lock: our own transaction begins, every data
-dump begins its own, and once each was seen to be past that, the lock is released. All have the same state then, and
-our transaction counts the rows in it. Tables whose engine knows no transactions (Aria, MyISAM) are read as they are
-when their turn comes; the record says so (``TableRecord.apart``).
+MariaDB can't export a snapshot, and definitions are in no snapshot at all. So for a moment we hold the global read
+lock: our own transaction begins, every data dump begins its own, and the definitions are read to their end into memory;
+then the lock is released. All have the same state then, and our transaction counts the rows in it. Tables whose engine
+knows no transactions (Aria, MyISAM) are read as they are when their turn comes; the record says so
+(``TableRecord.apart``).
 """
 
 from __future__ import annotations
@@ -16,8 +17,6 @@ import contextlib
 import datetime as dt
 import os
 import re
-import shutil
-import tempfile
 import threading
 import time
 from collections.abc import Callable, Sequence
@@ -29,6 +28,7 @@ import msgspec
 from backhaul.databases import mariadb as questions
 from backhaul.databases.mariadb import MariaDBFacts, MariaDBServer
 from backhaul.databases.prerequisites import Prerequisites, Program, find_program
+from backhaul.databases.temporary import OwnDirectory
 from backhaul.errors import BackhaulError, SourceError
 from backhaul.model.manifest import (
     AFTER,
@@ -60,6 +60,7 @@ _LOCK_PATIENCE = 30
 # Seconds for the dumps to begin under it.
 _START_PATIENCE = 60.0
 _LONGEST_HEAD = 8 << 20
+_MOST_DEFINITIONS = 256 << 20
 _TABLE_BEGUN = re.compile(rb"-- Retrieving table structure for table (\S.*?)\.\.\.|-- Sending SELECT query")
 
 
@@ -187,7 +188,7 @@ def check_logical(facts: MariaDBFacts, missing: Prerequisites) -> None:
     if "ALL PRIVILEGES" in facts.privileges:
         return
     monitor = "REPLICATION CLIENT" if facts.series < (10, 5) else "BINLOG MONITOR"
-    wanted = ["SELECT", "RELOAD", "SHOW VIEW", "TRIGGER", "EVENT", *([monitor] if facts.binlog else [])]
+    wanted = ["SELECT", "RELOAD", "SHOW VIEW", "EXECUTE", "TRIGGER", "EVENT", *([monitor] if facts.binlog else [])]
     lacking = [name for name in wanted if name not in facts.privileges]
     if lacking:
         user, _, host = facts.user.partition("@")
@@ -246,6 +247,7 @@ class _Database:
             options = ["--routines", "--events", "--triggers", *master, *history]
             self._left = 1
             return [self._data("data", options, [], WHOLE)]
+        # (--no-data dumps hold no rows, so their options say nothing of a transaction.)
         no_views = [f"--ignore-table={self.name}.{view}" for view in views]
         plain = ["--skip-lock-tables", "--no-data"]
         result = [
@@ -269,8 +271,10 @@ class _Database:
         return result
 
     def _plain(self, stream: str, section: str, options: list[str], names: list[str]) -> NamedStream:
+        dump = _StateDump(self, self._source(stream, options, names), definitions=True)
+        self._dumps.append(dump)
         part = StreamPart(section=section, database=self.name)
-        return NamedStream(name=stream, source=self._source(stream, options, names), expect=(_MARKER,), part=part)
+        return NamedStream(name=stream, source=dump, expect=(_MARKER,), part=part)
 
     def _data(
         self, stream: str, options: list[str], names: list[str], section: str, *, others: bool = False
@@ -290,6 +294,7 @@ class _Database:
             "--quick",
             "--verbose",
             "--no-tablespaces",
+            "--max-allowed-packet=1G",
             *options,
             "--",
             self.name,
@@ -310,7 +315,7 @@ class _Database:
         return line.startswith(b"-- ")
 
     def begin(self, group: Supervisor) -> None:
-        """Fix the state, and start every data dump in it, if that was not done yet.
+        """Fix the state, and start every dump in it, if that was not done yet.
 
         Raises:
             SourceError: the server refused, or the lock could not be had in time.
@@ -341,17 +346,41 @@ class _Database:
                 self.coordinates = questions.coordinates(connection, self._facts)
                 fresh, _ = questions.database_record(connection, self.name)
                 self._record = fresh
-                for dump in self._dumps:
-                    dump.begin(group)
-                for dump in self._dumps:
-                    dump.wait_for_start()
+                self._start_dumps(group)
                 cursor.execute("unlock tables")
-        except pymysql.Error as error:
-            raise questions.refused(f"Could not fix the state of {self.name!r}", error) from error
+        except BaseException as error:
+            self.close()  # and with our connection the lock: writers wait for no clean-up
+            if isinstance(error, pymysql.Error):
+                raise questions.refused(f"Could not fix the state of {self.name!r}", error) from error
+            raise
         if self._count:
             group.start(lambda: self._count_rows(group, connection), f"count-{self.name}")
         else:
             self._counted = True
+
+    def _start_dumps(self, group: Supervisor) -> None:
+        """Have every dump begin under the lock, in a limited time: all who write wait for us."""
+        late = threading.Event()
+
+        def give_up() -> None:
+            late.set()
+            for dump in self._dumps:
+                dump.abort()
+
+        timer = threading.Timer(_START_PATIENCE, give_up)
+        timer.daemon = True
+        timer.start()
+        try:
+            for dump in self._dumps:
+                dump.begin(group)
+            for dump in self._dumps:
+                dump.wait_for_start()
+        except SourceError as error:
+            raise _too_slow(self.name) if late.is_set() else error from error
+        finally:
+            timer.cancel()
+        if late.is_set():
+            raise _too_slow(self.name)
 
     def _count_rows(self, group: Supervisor, connection: Connection[Cursor]) -> None:
         import pymysql
@@ -366,6 +395,7 @@ class _Database:
         except (pymysql.Error, OSError, RuntimeError, AttributeError, ValueError) as error:
             group.check()  # (closed under our hands)
             self._count_failure = questions.refused(f"Could not count the rows of {self.name!r}", error)
+            group.stop(self._count_failure)
         finally:
             with group.condition:
                 self._counted = True
@@ -405,10 +435,15 @@ class _Database:
 
 
 class _StateDump:
-    """A ``mariadb-dump`` that begins with all others of its database. See ``Source``."""
+    """A ``mariadb-dump`` that begins with all others of its database. See ``Source``.
 
-    def __init__(self, database: _Database, source: CommandSource) -> None:
+    One of ``definitions`` is read to its end while the lock is held.
+    """
+
+    def __init__(self, database: _Database, source: CommandSource, *, definitions: bool = False) -> None:
         self.name = source.name
+        self._definitions = definitions
+        self._ended = False
         self._database = database
         self._source = source
         self._group: Supervisor | None = None
@@ -424,22 +459,22 @@ class _StateDump:
         self._source.start(group)
 
     def wait_for_start(self) -> None:
-        """Read until the dump is seen to be in its transaction; what was read is kept.
+        """Read until the dump is seen to be in its transaction, or to have ended; what was read is kept.
 
         Raises:
             SourceError: it does not get there.
         """
-        deadline = time.monotonic() + _START_PATIENCE
         buffer = memoryview(bytearray(1 << 16))
-        while not any(marker in self._head for marker in (*_PAST_START, _PAST_START_SEQUENCE)):
+        while self._definitions or not any(marker in self._head for marker in (*_PAST_START, _PAST_START_SEQUENCE)):
             count = self._source.read_into(buffer)
             self._head += buffer[:count]
             if count == 0:
-                return  # it has ended; how, ``finish`` will tell
-            if len(self._head) > _LONGEST_HEAD or time.monotonic() > deadline:
+                self._ended = True  # how, ``finish`` will tell
+                return
+            if len(self._head) > (_MOST_DEFINITIONS if self._definitions else _LONGEST_HEAD):
                 raise SourceError(
-                    f"{self.name} does not begin",
-                    f"{len(self._head)} bytes in, it has named no table",
+                    f"{self.name} does not begin as it should",
+                    f"{len(self._head)} bytes in, it has {'not ended' if self._definitions else 'named no table'}",
                     "Run it by hand to see what it does. Nothing was committed.",
                 )
 
@@ -454,7 +489,7 @@ class _StateDump:
             buffer[: len(piece)] = piece
             self._given += len(piece)
             return len(piece)
-        return self._source.read_into(buffer)
+        return 0 if self._ended else self._source.read_into(buffer)
 
     def finish(self) -> ProducerRecord:
         """See ``Source.finish``."""
@@ -466,6 +501,14 @@ class _StateDump:
     def abort(self) -> None:
         """See ``Source.abort``."""
         self._source.abort()
+
+
+def _too_slow(database: str) -> SourceError:
+    return SourceError(
+        f"Could not fix the state of {database!r}",
+        f"the dumps had not begun within {_START_PATIENCE:.0f} s, and all who write waited for them",
+        "See what holds mariadb-dump up (SHOW PROCESSLIST), or how many tables there are. Nothing was committed.",
+    )
 
 
 def _lock_refused(database: str, error: Exception) -> SourceError:
@@ -511,6 +554,7 @@ class MariaDBPhysicalSource:
         self._facts: MariaDBFacts | None = None
         self._program: Program | None = None
         self._directory: str | None = None
+        self._own: OwnDirectory | None = None
         self._databases: list[DatabaseRecord] = []
         self._last = b""
         self._started = 0.0
@@ -535,7 +579,10 @@ class MariaDBPhysicalSource:
             self._databases = [questions.database_record(connection, name)[0] for name in self._server.databases()]
         with self._server.session() as connection:
             replica = bool(questions.rows(connection, "show slave status"))
-        self._directory = tempfile.mkdtemp(prefix="backhaul-mariadb-")  # for the tool's record, a few kB
+        # (For the tool's own record, a few kB.)
+        self._own = OwnDirectory("backhaul-mariadb-")
+        self._directory = str(self._own.path / "record")
+        Path(self._directory).mkdir()
         command = [
             self._program.path,
             *self._server.options(),
@@ -610,8 +657,8 @@ class MariaDBPhysicalSource:
 
     def abort(self) -> None:
         """See ``SourceSet.abort``."""
-        if self._directory is not None:
-            shutil.rmtree(self._directory, ignore_errors=True)
+        if self._own is not None:
+            self._own.remove()
 
 
 def check_physical(facts: MariaDBFacts, missing: Prerequisites) -> None:

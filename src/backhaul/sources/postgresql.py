@@ -101,6 +101,7 @@ class PostgreSQLSource:
         self._dump_all: Program | None = None
         self._databases: list[_Database] = []
         self._names: list[str] = []
+        self._closed: list[str] = []
         self._started = 0.0
         self._state_of = ""
 
@@ -120,7 +121,8 @@ class PostgreSQLSource:
         self._dump = self._server.client("pg_dump", facts.major, missing)
         self._dump_all = self._server.client("pg_dumpall", facts.major, missing)
         present = [name for name, _ in self._server.databases()]
-        self._names = present if self._whole_server else [self._url.database]
+        self._closed = self._server.closed_to_us() if self._whole_server else []
+        self._names = [n for n in present if n not in self._closed] if self._whole_server else [self._url.database]
         if not self._whole_server and not self._server.exists(self._url.database):
             missing.add(
                 f"the database {self._url.database!r}",
@@ -140,10 +142,27 @@ class PostgreSQLSource:
                        join pg_namespace n on n.oid = c.relnamespace
                        where c.relkind in ('r', 'S', 'p') and n.nspname not like 'pg\\_%'
                          and n.nspname <> 'information_schema' and c.relpersistence <> 't'
+                         and not exists (select 1 from pg_depend d join pg_extension e on e.oid = d.refobjid
+                                          where d.classid = 'pg_class'::regclass and d.objid = c.oid
+                                            and d.deptype = 'e' and not coalesce(c.oid = any(e.extconfig), false))
                          and not (has_schema_privilege(n.oid, 'usage') and has_table_privilege(c.oid, 'select'))
                        order by 1"""
                 )
             ]
+            filtered = [
+                name
+                for (name,) in connection.execute(
+                    """select format('%I.%I', n.nspname, c.relname) from pg_class c
+                       join pg_namespace n on n.oid = c.relnamespace
+                       where c.relkind in ('r', 'p') and c.relrowsecurity and row_security_active(c.oid) order by 1"""
+                )
+            ]
+        if filtered and not facts.sees_everything:
+            missing.add(
+                f"to see every row of {database!r}",
+                f"row security hides some of {', '.join(filtered[:5])} from {facts.user}",
+                f"psql -d {database} -c 'ALTER ROLE {questions.quoted(facts.user)} BYPASSRLS'",
+            )
         if hidden:
             shown = ", ".join(hidden[:5]) + (f" and {len(hidden) - 5} more" if len(hidden) > 5 else "")
             missing.add(
@@ -189,6 +208,10 @@ class PostgreSQLSource:
         remarks = []
         if not self._facts.superuser:
             remarks.append(f"{self._facts.user} is no superuser: the passwords of roles are not in this backup")
+        if self._closed:
+            remarks.append(f"{self._facts.user} may not connect to, and this backup has not: {', '.join(self._closed)}")
+        if self._whole_server and not self._server.is_empty("template1"):
+            remarks.append("template1 was changed; what is in it is not in this backup")
         coordinates = self._databases[0].coordinates if len(self._databases) == 1 else {}
         return SourceRecord(
             kind="postgresql",
@@ -201,6 +224,7 @@ class PostgreSQLSource:
             coordinates=coordinates,
             databases=records,
             cluster=self._whole_server,
+            settings=kept_settings(self._facts),
             remarks=tuple(remarks),
         )
 
@@ -231,6 +255,7 @@ class _Database:
         self._record: DatabaseRecord | None = None
         self._records: list[TableRecord] = []
         self._counted = False
+        self._uncounted: set[str] = set()
         self._counts: dict[str, int] = {}
         self._count_failure: BackhaulError | None = None
 
@@ -279,18 +304,18 @@ class _Database:
         import psycopg
 
         # (row_security=off: rather an error than a count of what this account may see.)
-        options = (
-            "-c statement_timeout=0 -c idle_in_transaction_session_timeout=0 -c row_security=off"
-            f" -c lock_timeout={_LOCK_PATIENCE}s"
-        )
+        options = f"-c row_security=off -c lock_timeout={_LOCK_PATIENCE}s"
         try:
             connection = self._server.connect(self.name, autocommit=True, options=options)
             self._connection = connection
+            questions.never_time_out(connection)
             connection.execute("begin isolation level repeatable read read only")
             self._snapshot = questions.one_value(connection, "select pg_export_snapshot()")
             self.coordinates = questions.coordinates(connection)
             self._record = questions.database_record(connection, self.name)
             self._records, extensions = questions.tables_of(connection)
+            # What is an extension's is its own: dumps leave it out, but for what it keeps for its users.
+            self._uncounted = extensions
             names = [r.name for r in self._records if r.kind == "table" and r.name not in extensions]
             for start in range(0, len(names), _LOCKED_AT_ONCE):
                 questions.share_locks(connection, names[start : start + _LOCKED_AT_ONCE])
@@ -307,11 +332,13 @@ class _Database:
         try:
             for record in self._records:
                 group.check()
-                if record.kind in ("table", "view"):
+                if record.kind in ("table", "view") and record.name not in self._uncounted:
                     self._counts[record.name] = questions.count_rows(connection, record)
         except psycopg.Error as error:
             group.check()
+            # Our transaction, and the snapshot with it, is lost: that is the news, not what the dumps say of it.
             self._count_failure = questions.refused(f"Could not count the rows of {self.name!r}", error)
+            group.stop(self._count_failure)
         finally:
             with group.condition:
                 self._counted = True
@@ -512,6 +539,7 @@ class PostgreSQLPhysicalSource:
         connection = self._server.connect(self._server.maintenance)
         self._slot = connection
         try:
+            questions.never_time_out(connection)
             connection.execute(_SLOT, (f"backhaul_{connection.info.backend_pid}",))
         except psycopg.Error as error:
             raise questions.refused("Could not have the server keep its WAL during the backup", error) from error
@@ -531,6 +559,7 @@ class PostgreSQLPhysicalSource:
             coordinates=self._source.coordinates,
             databases=tuple(self._databases),
             cluster=True,
+            settings=kept_settings(self._facts),
         )
 
     def abort(self) -> None:
@@ -538,6 +567,12 @@ class PostgreSQLPhysicalSource:
         if self._slot is not None:
             with contextlib.suppress(Exception):
                 self._slot.close()
+
+
+def kept_settings(facts: ServerFacts) -> dict[str, str]:
+    """Return what another server needs to run the same data: limits, libraries."""
+    wanted = ("max_connections", "max_prepared_transactions", "max_worker_processes", "max_locks_per_transaction")
+    return {name: facts.settings[name] for name in (*wanted, "shared_preload_libraries") if facts.settings.get(name)}
 
 
 def check_physical(server: PostgreSQLServer, facts: ServerFacts, missing: Prerequisites) -> None:

@@ -19,6 +19,7 @@ from pathlib import Path
 from urllib.parse import quote
 
 from backhaul.databases.prerequisites import Prerequisites
+from backhaul.databases.temporary import OwnDirectory
 from backhaul.errors import SourceError
 from backhaul.model.manifest import WHOLE, DatabaseRecord, ProducerRecord, SourceRecord, StreamPart, TableRecord
 from backhaul.model.source_url import SourceUrl
@@ -125,8 +126,11 @@ class _Copy:
         self._group = group
         self._started = time.monotonic()
         self.state_of = self._now().astimezone(dt.UTC).isoformat(timespec="seconds").replace("+00:00", "Z")
-        directory = tempfile.mkdtemp(prefix="backhaul-sqlite-", dir=self.stage)
-        copy = os.path.join(directory, "copy")
+        try:
+            directory = OwnDirectory("backhaul-sqlite-", self.stage)
+        except OSError as error:
+            raise SourceError(f"Could not copy {self.name}", f"{self.stage}: {error}", "Name a ?stage=DIR.") from error
+        copy = str(directory.path / "copy")
         try:
             self._copy_to(copy, group)
             self._descriptor = os.open(copy, os.O_RDONLY | os.O_CLOEXEC)
@@ -137,7 +141,7 @@ class _Copy:
             ) from error
         finally:
             # From here on the copy is an open file without a name: whatever happens, nothing of it stays.
-            shutil.rmtree(directory, ignore_errors=True)
+            directory.remove()
 
     def _copy_to(self, copy: str, group: Supervisor) -> None:
         uri = f"file:{quote(self._path)}?mode=ro"

@@ -8,6 +8,7 @@ which no server starts.
 from __future__ import annotations
 
 import contextlib
+import fcntl
 import os
 import pwd
 import secrets
@@ -69,6 +70,9 @@ class StagedDirectory:
                 f"it holds {', '.join(found[:3])}{' and more' * (len(found) > 3)}",
                 "Name another directory in --into, or say --replace.",
             )
+        server = _server_in(self.path)
+        if server:
+            missing.add(f"the server in {self.path} to be stopped", server, "Stop it, and restore again.")
         free = shutil.disk_usage(self.path if self.path.exists() else parent).free
         if free < size:
             missing.add(f"{size} bytes of room there", f"{free} are free", "Make room, or name another place.")
@@ -127,32 +131,49 @@ class StagedDirectory:
                 )
             aside = self.staging.with_name(self.staging.name.replace("restoring", "replaced"))
             os.rename(self.path, aside)
-        os.rename(self.staging, self.path)
+        try:
+            os.rename(self.staging, self.path)
+        except BaseException:
+            if aside is not None:
+                os.rename(aside, self.path)
+            raise
+        self._begun = False
         _sync(self.path.parent)
         if aside is not None:
             shutil.rmtree(aside, ignore_errors=True)
 
     def _move_up(self) -> None:
-        if self._found() != [self.staging.name]:
-            if not self._replace:
-                raise TargetError(
-                    f"{self.path} is not empty any more",
-                    "somebody filled it during the restore",
-                    "Nothing of it was touched; say --replace to replace it.",
-                )
-            aside = self.staging.with_name(self.staging.name.replace("restoring", "replaced"))
-            aside.mkdir(mode=0o700)
-            old = [name for name in self._found() if not name.startswith(".backhaul-")]
-            for name in sorted(old, key=lambda name: name not in self._decisive):  # no server starts from here on
-                os.rename(self.path / name, aside / name)
-            shutil.rmtree(aside, ignore_errors=True)
-        entries = sorted(os.listdir(self.staging), key=lambda name: (name in self._decisive, name))
-        for name in entries:
-            if name in self._decisive:
-                _sync(self.path)
-            os.rename(self.staging / name, self.path / name)
-        self.staging.rmdir()
-        _sync(self.path)
+        if self._found() != [self.staging.name] and not self._replace:
+            raise TargetError(
+                f"{self.path} is not empty any more",
+                "somebody filled it during the restore",
+                "Nothing of it was touched; say --replace to replace it.",
+            )
+        aside = self.staging.with_name(self.staging.name.replace("restoring", "replaced"))
+        aside.mkdir(mode=0o700)
+        old = [name for name in self._found() if not name.startswith(".backhaul-")]
+        old.sort(key=lambda name: name not in self._decisive)  # no server starts from here on
+        new = sorted(os.listdir(self.staging), key=lambda name: (name in self._decisive, name))
+        moves = [(self.path / name, aside / name) for name in old]
+        moves += [(self.staging / name, self.path / name) for name in new]
+        done: list[tuple[Path, Path]] = []
+        try:
+            for source, target in moves:
+                if target.name in self._decisive:
+                    _sync(self.path)
+                done.append((source, target))
+                os.rename(source, target)
+            _sync(self.path)
+        except BaseException:
+            for source, target in reversed(done):
+                if target.exists() and not source.exists():
+                    os.rename(target, source)
+            with contextlib.suppress(OSError):
+                aside.rmdir()
+            raise
+        self._begun = False
+        shutil.rmtree(aside, ignore_errors=True)
+        shutil.rmtree(self.staging, ignore_errors=True)
 
     def abort(self) -> None:
         """Remove what was begun. Harmless after ``commit``."""
@@ -278,6 +299,8 @@ class DirectoryRestore:
             self._finish_postgresql(staging)
         elif self._source.kind == "mariadb+physical":
             self._finish_mariadb(staging)
+        elif self._source.kind == "redis":
+            self.remarks.append("a server with appendonly yes reads its append-only files instead of dump.rdb")
         owner = self._directory.owner(self._kind.account) if self._kind.account else None
         if owner is not None:
             _chown_tree(staging, *owner)
@@ -319,6 +342,24 @@ class DirectoryRestore:
         """See ``RestoreTarget.abort``."""
         if self._directory is not None:
             self._directory.abort()
+
+
+def _server_in(path: Path) -> str:
+    """Say which server runs on a data directory, or nothing."""
+    with contextlib.suppress(OSError, ValueError):
+        pid = int((path / "postmaster.pid").read_text().splitlines()[0])
+        if Path(f"/proc/{pid}").exists():
+            return f"its postmaster.pid names the process {pid}, which lives"
+    for name in ("aria_log_control", "ibdata1"):
+        with contextlib.suppress(OSError):
+            descriptor = os.open(path / name, os.O_RDWR | os.O_CLOEXEC)
+            try:
+                fcntl.lockf(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except OSError:
+                return f"its file {name} is locked"
+            finally:
+                os.close(descriptor)
+    return ""
 
 
 def _not_whole(name: str, why: str) -> TargetError:

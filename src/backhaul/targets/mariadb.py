@@ -18,7 +18,7 @@ import msgspec
 
 from backhaul.databases import mariadb as questions
 from backhaul.databases.mariadb import MariaDBServer, quoted, rows
-from backhaul.databases.prerequisites import Prerequisites, Program, find_program
+from backhaul.databases.prerequisites import Prerequisites, Program, find_program, shortened
 from backhaul.errors import TargetError, UsageError
 from backhaul.formats.sql_script import split_statements
 from backhaul.model.manifest import AFTER, DATA, GLOBALS, SCHEMA, WHOLE, DatabaseRecord, SourceRecord, StreamRecord
@@ -33,6 +33,9 @@ if TYPE_CHECKING:
     from pymysql.cursors import Cursor
 
 _LONGEST_NAME = 64
+# Seconds for which a statement waits for whoever uses the tables that it renames or drops.
+_LOCK_PATIENCE = 60
+_ROOMY_PACKET = 64 << 20
 MARKER = "backhaul_restore_unfinished"
 _ACCOUNT = re.compile(r"(?:`([^`]*)`|'([^']*)')@(?:`([^`]*)`|'([^']*)')")
 
@@ -55,7 +58,9 @@ class _Restored(msgspec.Struct, kw_only=True):
     streams: list[StreamRecord]
     in_place: bool
     existed: bool = False
-    begun: bool = False
+    made_temporary: bool = False
+    made_final: bool = False
+    marked: bool = False
     swapped: bool = False
 
 
@@ -118,6 +123,12 @@ class MariaDBRestore:
                 self.remarks.append(
                     f"views, routines, triggers or events run as accounts that are not here: {', '.join(unknown)}"
                 )
+        packet = int(facts.variables.get("max_allowed_packet", "0"))
+        if 0 < packet < _ROOMY_PACKET:
+            self.remarks.append(
+                f"max_allowed_packet is {packet >> 20} MB on this server: a row of more than about half of that can't "
+                "be restored (SET GLOBAL max_allowed_packet = 1073741824)"
+            )
         missing.require()
 
     def _plan(self, source: SourceRecord, streams: Sequence[StreamRecord], suffix: str) -> None:
@@ -141,7 +152,7 @@ class MariaDBRestore:
                     f"Restore it into another server, as {record.name!r}.",
                 )
             self._check_only(record, whole=whole)
-            kept = final[: _LONGEST_NAME - len(suffix) - len("_restoring_")]
+            kept = shortened(final, _LONGEST_NAME - len(suffix) - len("_restoring_"))
             self._restored.append(
                 _Restored(
                     record=record,
@@ -185,13 +196,24 @@ class MariaDBRestore:
                     "this backup can't be restored beside it (one stream of all, or tables that name their database)",
                     f"Drop it first, if it is to go: mariadb -e 'DROP DATABASE {quoted(restored.final)}'",
                 )
-        for name in (restored.temporary, restored.aside):
-            if name in present:
-                missing.add(
-                    f"the name {name!r}",
-                    "an interrupted restore of the same backup left it, or another one is under way",
-                    f"mariadb -e 'DROP DATABASE {quoted(name)}'",
-                )
+        if restored.temporary in present:
+            missing.add(
+                f"the name {restored.temporary!r}",
+                "an interrupted restore of the same backup left it, or another one is under way",
+                f"mariadb -e 'DROP DATABASE {quoted(restored.temporary)}'",
+            )
+        if restored.aside in present:
+            missing.add(
+                f"the name {restored.aside!r}",
+                f"it holds the tables that {restored.final!r} had before a restore that did not finish",
+                "Look into it, keep what you need, and drop it.",
+            )
+        if restored.existed and self.server.has_table(restored.final, MARKER):
+            missing.add(
+                f"the table {MARKER!r} to be gone from {restored.final!r}",
+                "a restore into it did not finish",
+                f"mariadb -e 'DROP DATABASE {quoted(restored.final)}'  (if nothing in it is needed)",
+            )
 
     # -- the streams -----------------------------------------------------------------------------------
 
@@ -242,6 +264,7 @@ class MariaDBRestore:
             *self.server.options(),
             "--default-character-set=utf8mb4",
             "--binary-mode",
+            "--max-allowed-packet=1G",
             "--init-command=set session foreign_key_checks = 0, unique_checks = 0",
             f"--database={database}",
         ]
@@ -285,16 +308,19 @@ class MariaDBRestore:
             if properties.get("charset", "").isidentifier() and properties.get("collation", "").isidentifier()
             else ""
         )
-        restored.begun = True
         with self._statements("make a database") as connection:
-            if restored.in_place:
-                rows(connection, f"create database if not exists {quoted(restored.final)}{options}")
-                self._mark(connection, restored)
-            else:
+            if not restored.in_place:
                 rows(connection, f"create database {quoted(restored.temporary)}{options}")
+                restored.made_temporary = True
+                return
+            if not restored.existed:
+                rows(connection, f"create database {quoted(restored.final)}{options}")
+                restored.made_final = True
+            self._mark(connection, restored)
 
     def _mark(self, connection: Connection[Cursor], restored: _Restored) -> None:
         rows(connection, f"create table {quoted(restored.final)}.{quoted(MARKER)} (since timestamp) engine = InnoDB")
+        restored.marked = True
 
     def _swap(self, restored: _Restored) -> None:
         """Rename every table into place, and what was there out of it, in one statement."""
@@ -303,7 +329,9 @@ class MariaDBRestore:
         final, temporary, aside = quoted(restored.final), quoted(restored.temporary), quoted(restored.aside)
         with self._statements("give the restored tables their place") as connection:
             new = _tables(connection, restored.temporary)
-            rows(connection, f"create database if not exists {final}")
+            if not restored.existed:
+                rows(connection, f"create database {final}")  # fails if somebody has made it meanwhile
+                restored.made_final = True
             properties = restored.record.properties
             if properties.get("collation", "").isidentifier():
                 rows(connection, f"alter database {final} collate {properties['collation']}")
@@ -317,18 +345,41 @@ class MariaDBRestore:
             self._mark(connection, restored)
             if old:
                 rows(connection, f"create database {aside}")
-                self._drop_code(connection, restored.final)
             renames = [f"{final}.{quoted(name)} to {aside}.{quoted(name)}" for name in old]
             renames += [f"{temporary}.{quoted(name)} to {final}.{quoted(name)}" for name in new]
-            if renames:
-                rows(connection, "rename table " + ", ".join(renames))
-            restored.swapped = True
+            with self._without_triggers(connection, restored.final):
+                if renames:
+                    rows(connection, "rename table " + ", ".join(renames))
+                restored.swapped = True
+            self._drop_code(connection, restored.final)
             rows(connection, f"drop database {temporary}")
+            restored.made_temporary = False
+
+    @contextlib.contextmanager
+    def _without_triggers(self, connection: Connection[Cursor], database: str) -> Iterator[None]:
+        """Drop the triggers of a database, whose tables can't be renamed elsewhere with them; back if that fails."""
+        query = "select trigger_name from information_schema.triggers where trigger_schema = %s"
+        names = [str(name) for (name,) in rows(connection, query, (database,))]
+        texts = [
+            (mode, str(text))
+            for name in names
+            for _, mode, text, *_ in rows(connection, f"show create trigger {quoted(database)}.{quoted(name)}")
+        ]
+        try:
+            for name in names:
+                rows(connection, f"drop trigger {quoted(database)}.{quoted(name)}")
+            yield
+        except BaseException:
+            connection.select_db(database)
+            for mode, text in texts:
+                with contextlib.suppress(Exception):  # one that is still there
+                    rows(connection, "set session sql_mode = %s", (mode,))
+                    rows(connection, text)
+            raise
 
     def _drop_code(self, connection: Connection[Cursor], database: str) -> None:
-        """Drop the old triggers, views, routines and events: tables with triggers can't be renamed elsewhere."""
+        """Drop the views, routines and events of the tables that were there."""
         for kind, query in (
-            ("trigger", "select trigger_name from information_schema.triggers where trigger_schema = %s"),
             ("view", "select table_name from information_schema.views where table_schema = %s"),
             ("event", "select event_name from information_schema.events where event_schema = %s"),
         ):
@@ -343,35 +394,39 @@ class MariaDBRestore:
         with self._statements("finish the restore") as connection:
             for restored in self._restored:
                 rows(connection, f"drop table {quoted(restored.final)}.{quoted(MARKER)}")
-                restored.begun = False
+                restored.marked = restored.made_final = restored.swapped = False
                 rows(connection, f"drop database if exists {quoted(restored.aside)}")
         if self._options.only:
             self.remarks.append("only some tables have their rows; foreign keys were not checked")
 
     def abort(self) -> None:
-        """See ``RestoreTarget.abort``."""
+        """See ``RestoreTarget.abort``. Only what this restore made is dropped."""
         for restored in self._restored:
-            if not restored.begun:
-                continue
-            with contextlib.suppress(Exception), self.server.session() as connection:
-                rows(connection, f"drop database if exists {quoted(restored.temporary)}")
-                there = restored.aside in self.server.databases()
-                if restored.swapped and there:
+            with contextlib.suppress(Exception), self._statements("clean up") as connection:
+                if restored.made_temporary:
+                    rows(connection, f"drop database {quoted(restored.temporary)}")
+                    restored.made_temporary = False
+                if restored.swapped and restored.aside in self.server.databases():
                     self.remarks.append(
-                        f"the new tables are in {restored.final!r} without all of their views and routines, and those "
-                        f"that were there are in {restored.aside!r}"
+                        f"The new tables are in {restored.final!r}, without all of their views and routines; those "
+                        f"that were there are in {restored.aside!r}."
                     )
-                elif (restored.swapped or restored.in_place) and not restored.existed:
-                    rows(connection, f"drop database if exists {quoted(restored.final)}")
-                elif restored.swapped or restored.in_place:
-                    # It was empty when this began: it is again.
+                elif restored.made_final and self._is_ours(connection, restored):
+                    rows(connection, f"drop database {quoted(restored.final)}")
+                elif restored.in_place and restored.marked:
+                    # It was empty when this began.
                     rows(connection, f"drop database {quoted(restored.final)}")
                     rows(connection, f"create database {quoted(restored.final)}")
-                elif not restored.existed:
-                    rows(connection, f"drop database if exists {quoted(restored.final)}")
-                else:
-                    rows(connection, f"drop table if exists {quoted(restored.final)}.{quoted(MARKER)}")
-                restored.begun = False
+                elif restored.marked and not restored.swapped:
+                    rows(connection, f"drop table {quoted(restored.final)}.{quoted(MARKER)}")
+                restored.made_final = restored.marked = False
+            if restored.made_temporary:
+                self.remarks.append(f"Left behind, half restored: the database {restored.temporary!r}; drop it.")
+
+    def _is_ours(self, connection: Connection[Cursor], restored: _Restored) -> bool:
+        """Tell whether a database that this restore made holds nothing but what it put there."""
+        recorded = {table.name for table in restored.record.tables}
+        return set(_tables(connection, restored.final)) <= recorded
 
     @contextlib.contextmanager
     def _statements(self, what: str) -> Iterator[Connection[Cursor]]:
@@ -380,6 +435,7 @@ class MariaDBRestore:
         with contextlib.closing(self.server.connect()) as connection:
             try:
                 rows(connection, "set session foreign_key_checks = 0, max_statement_time = 0")
+                rows(connection, f"set session lock_wait_timeout = {_LOCK_PATIENCE}")
                 yield connection
             except pymysql.Error as error:
                 raise TargetError(
@@ -399,7 +455,7 @@ class _Script:
         self.name = target.name
         self._target = target
         self._on_table = on_table
-        self._only = [f"`{name}`".encode() for name in only]
+        self._only = [quoted(name).encode() for name in only]
         self._wanted = True
         self._line = b""
 
@@ -411,17 +467,21 @@ class _Script:
         """See ``Target.write``."""
         content = self._line + bytes(data)
         position = 0
-        # Whole lines are looked at, and only those that begin like a heading.
-        end = content.rfind(b"\n") + 1
-        for match in _HEADING.finditer(content, 0, end):
-            self._pass(content[position : match.start()])
-            position = match.start()
+        for match in _HEADING.finditer(content):
+            start = match.start() + 1
+            self._pass(content[position:start])
+            position = start
             table = match[1]
             self._wanted = not self._only or table is None or table in self._only
             if table is not None:
                 self._on_table(table.decode(errors="replace").strip("`"))
+        # What may be the beginning of a heading waits for its rest; lines of rows, however long, do not.
+        end = content.rfind(b"\n", position)
+        last = content[end:] if end >= 0 else b""
+        if end < 0 or len(last) > _LONGEST_HEADING or not any(_may_become(last, h) for h in _HEADINGS):
+            end = len(content)
         self._pass(content[position:end])
-        self._line = content[end:]
+        self._line = content[max(end, position) :]
 
     def _pass(self, piece: bytes) -> None:
         if self._wanted and piece:
@@ -437,10 +497,14 @@ class _Script:
         self._target.abort()
 
 
+_HEADINGS = (b"\n-- Dumping data for table `", b"\n/*!40103 SET TIME_ZONE=@OLD_TIME_ZONE */")
+_LONGEST_HEADING = 1024
 # A table's rows begin; or, without a name, something that is no table's.
-_HEADING = re.compile(
-    rb"^(?:-- Dumping data for table (`.*`)$|/\*!40103 SET TIME_ZONE=@OLD_TIME_ZONE \*/)", re.MULTILINE
-)
+_HEADING = re.compile(rb"\n(?:-- Dumping data for table (`.*`)\n|/\*!40103 SET TIME_ZONE=@OLD_TIME_ZONE \*/)")
+
+
+def _may_become(text: bytes, heading: bytes) -> bool:
+    return text.startswith(heading) or heading.startswith(text)
 
 
 def _tables(connection: Connection[Cursor], database: str) -> list[str]:

@@ -10,6 +10,7 @@ import contextlib
 import functools
 import os
 import re
+import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -17,8 +18,8 @@ import msgspec
 
 from backhaul.databases import postgresql as questions
 from backhaul.databases.postgresql import PostgreSQLServer, ServerFacts, quoted
-from backhaul.databases.prerequisites import Prerequisites, Program
-from backhaul.errors import BackhaulError, TargetError, UsageError
+from backhaul.databases.prerequisites import Prerequisites, Program, shortened
+from backhaul.errors import BackhaulError, ConfigurationError, TargetError, UsageError
 from backhaul.formats.sql_script import split_statements
 from backhaul.model.manifest import (
     AFTER,
@@ -42,11 +43,14 @@ if TYPE_CHECKING:
     from psycopg import Connection
 
 _LONGEST_NAME = 63
+_RENAME_PATIENCE = 60.0
 # What comes after the rows is definitions; kept in memory, so that pg_restore can work on it side by side.
 _MOST_IN_MEMORY = 256 << 20
 _TABLE_BEGUN = re.compile(rb'processing data for table "(.*)"')
 _NEWS = re.compile(rb"(warning|error|fatal|hint|detail|command was|panic)\b", re.IGNORECASE)
 _ROLE = re.compile(r'(CREATE|ALTER) ROLE ("(?:[^"]|"")*"|[^\s;]+)', re.IGNORECASE)
+_LOCALE_UNKNOWN = ("42809", "22023")  # wrong object type, invalid parameter value
+_MEMBERSHIP = re.compile(r'GRANT (?:"(?:[^"]|"")*"|\S+) TO ("(?:[^"]|"")*"|[^\s;]+)', re.IGNORECASE)
 _SAFE_WHEN_THERE = ("42710", "42P06", "42P04")  # duplicate object, schema, database
 
 
@@ -58,12 +62,14 @@ class PostgreSQLRestoreOptions(msgspec.Struct, frozen=True, kw_only=True):
         only: tables whose rows to restore, as ``table`` or ``schema.table``; none for all.
         globals_: whether roles (and tablespaces) that the server lacks are made from the backup.
         no_owner: whether everything belongs to the account that restores, and grants are left out.
+        tablespaces: whether ``globals_`` makes tablespaces too: directories, outside the server's own.
     """
 
     replace: bool = False
     only: tuple[str, ...] = ()
     globals_: bool = False
     no_owner: bool = False
+    tablespaces: bool = True
 
 
 class _Restored(msgspec.Struct, kw_only=True):
@@ -143,8 +149,7 @@ class PostgreSQLRestore:
         for record in source.databases:
             final = named or record.name
             own = [s for s in streams if s.part is not None and s.part.database == record.name]
-            # (Cut at bytes, as the server does; no letter is cut in two.)
-            kept = final.encode()[: _LONGEST_NAME - len(suffix) - len("_restoring_")].decode(errors="ignore")
+            kept = shortened(final, _LONGEST_NAME - len(suffix) - len("_restoring_"))
             restored = _Restored(record=record, final=final, temporary=f"{kept}_restoring_{suffix}", streams=own)
             restored.chosen = [_find_table(record, text) for text in self._options.only]
             self._restored.append(restored)
@@ -165,6 +170,13 @@ class PostgreSQLRestore:
                 f"the name {restored.temporary!r}",
                 "an interrupted restore of the same backup left it, or another one is under way",
                 f"psql -d postgres -c 'DROP DATABASE {quoted(restored.temporary)}'",
+            )
+        aside = _aside(restored)
+        if self.server.exists(aside):
+            missing.add(
+                f"the name {aside!r}",
+                f"it is what {restored.final!r} was before an earlier restore replaced it",
+                f"Look into it, and: psql -d postgres -c 'DROP DATABASE {quoted(aside)}'",
             )
         with self.server.session() as connection:
             may = questions.one_value(
@@ -339,6 +351,14 @@ class PostgreSQLRestore:
                 )
                 names.update((str(schema), str(name)) for schema, name in found)
         schemas = sorted({schema for schema, _ in names})
+        recorded = {questions.unquoted(t.name): t.name for t in restored.record.tables if t.kind == "table"}
+        besides = [
+            name
+            for (schema, table), name in recorded.items()
+            if schema in schemas and table in {n for _, n in names} and (schema, table) not in names
+        ]
+        if besides:
+            self.remarks.append(f"restored besides, since their names are the same: {', '.join(besides)}")
         return [
             *(f"--schema={schema}" for schema in schemas),
             *(f"--table={name}" for _, name in sorted(names)),
@@ -354,9 +374,14 @@ class PostgreSQLRestore:
             present = _names(connection, "select rolname from pg_roles")
             for statement in split_statements(script):
                 role = _ROLE.match(statement)
-                if role is not None and role[2].strip('"').replace('""', '"') in present:
+                if role is not None and _unquoted(role[2]) in present:
                     continue
                 if statement.upper().startswith(("SET ", "SELECT ")):
+                    continue
+                member = _MEMBERSHIP.match(statement)
+                if member is not None and _unquoted(member[1]) in present:
+                    continue  # what an account that is here may do is not the backup's to say
+                if not self._options.tablespaces and " TABLESPACE " in statement.upper():
                     continue
                 try:
                     connection.execute(statement.encode(errors="surrogateescape"))
@@ -375,6 +400,8 @@ class PostgreSQLRestore:
             statement += f" lc_collate {_literal(properties['collate'])} lc_ctype {_literal(properties['ctype'])}"
             if properties.get("provider") == "icu" and self._facts is not None and self._facts.major >= 15:
                 statement += f" locale_provider icu icu_locale {_literal(properties['locale'])}"
+            if properties.get("provider") == "builtin":
+                statement += f" locale_provider builtin builtin_locale {_literal(properties['locale'])}"
         try:
             with contextlib.closing(self.server.connect(self.server.maintenance)) as connection:
                 connection.execute(statement.encode())
@@ -384,10 +411,16 @@ class PostgreSQLRestore:
                 with contextlib.closing(self.server.connect(restored.temporary)) as connection:
                     connection.execute("drop schema public")
         except psycopg.Error as error:
+            if error.sqlstate in _LOCALE_UNKNOWN and "locale" in str(error):
+                raise ConfigurationError(
+                    f"The server at {self.server.address} lacks a locale of {restored.record.name!r}",
+                    str(error).strip(),
+                    "Install it there (dpkg-reconfigure locales), restart the server, and restore again.",
+                ) from error
             raise TargetError(
                 f"Could not create a database at {self.server.address}",
                 str(error).strip(),
-                "If it is the locale: install it on the server (dpkg-reconfigure locales), and restore again.",
+                "See the server's log, and the rights of the account.",
             ) from error
 
     def commit(self) -> None:
@@ -398,19 +431,7 @@ class PostgreSQLRestore:
         try:
             for restored in self._restored:
                 self._settle(restored)
-            # (A database can't be renamed from within.)
-            within = any(restored.final == self.server.maintenance for restored in self._restored)
-            elsewhere = "template1" if within else self.server.maintenance
-            with contextlib.closing(self.server.connect(elsewhere, autocommit=False)) as connection:
-                for restored in self._restored:
-                    if self._there(connection, restored.final):
-                        old.append(self._set_aside(connection, restored))
-                    connection.execute(
-                        f"alter database {quoted(restored.temporary)} rename to {quoted(restored.final)}".encode()
-                    )
-                connection.commit()
-            for restored in self._restored:
-                restored.made = False
+            self._rename(old)
         except psycopg.Error as error:
             raise TargetError(
                 f"Could not give the restored database its name at {self.server.address}",
@@ -424,34 +445,98 @@ class PostgreSQLRestore:
             except (psycopg.Error, BackhaulError) as error:
                 self.remarks.append(f"the old database is still there, as {name!r}: {error}")
 
+    def _rename(self, old: list[str]) -> None:
+        """Rename everything in one transaction; names of what was there go into ``old``.
+
+        Raises:
+            TargetError: somebody filled it meanwhile.
+            psycopg.Error: the server refused, for a minute.
+        """
+        import psycopg
+
+        deadline = time.monotonic() + _RENAME_PATIENCE
+        busy = False
+        while True:
+            old.clear()
+            for restored in self._restored:
+                self._check_still_empty(restored)
+            try:
+                # Closed only if it has to be: a crash in that moment would leave it so.
+                with self._closed() if busy else contextlib.nullcontext():
+                    self._rename_once(old)
+                return
+            except psycopg.errors.ObjectInUse:  # a session that came, or is not quite gone
+                if time.monotonic() > deadline:
+                    raise
+                busy = True
+
+    def _check_still_empty(self, restored: _Restored) -> None:
+        there = self.server.exists(restored.final)
+        if there and not self._options.replace and not self.server.is_empty(restored.final):
+            raise TargetError(
+                f"The database {restored.final!r} is not empty any more",
+                "somebody filled it during the restore",
+                "Nothing of it was touched, and what was restored is removed. Say --replace to replace it.",
+            )
+
+    def _rename_once(self, old: list[str]) -> None:
+        # (A database can't be renamed from within.)
+        with contextlib.closing(self.server.connect("template1", autocommit=False)) as connection:
+            for restored in self._restored:
+                if self._there(connection, restored.final):
+                    old.append(self._set_aside(connection, restored))
+                connection.execute(
+                    f"alter database {quoted(restored.temporary)} rename to {quoted(restored.final)}".encode()
+                )
+            connection.commit()
+        for restored in self._restored:
+            restored.made = False
+
     @staticmethod
     def _there(connection: Connection[Any], name: str) -> bool:
         return connection.execute("select 1 from pg_database where datname = %s", (name,)).fetchone() is not None
 
     def _set_aside(self, connection: Connection[Any], restored: _Restored) -> str:
         """Rename what has the name, in the transaction that renames the new one; end its sessions if it may go."""
-        if not self._options.replace and not self.server.is_empty(restored.final):
-            raise TargetError(
-                f"The database {restored.final!r} is not empty any more",
-                "somebody filled it during the restore",
-                "Nothing of it was touched, and what was restored is removed. Say --replace to replace it.",
-            )
-        aside = restored.temporary.replace("_restoring_", "_replaced_")
+        aside = _aside(restored)
         connection.execute(
             "select pg_terminate_backend(pid) from pg_stat_activity where datname = %s", (restored.final,)
         )
         connection.execute(f"alter database {quoted(restored.final)} rename to {quoted(aside)}".encode())
         return aside
 
+    @contextlib.contextmanager
+    def _closed(self) -> Iterator[None]:
+        """Let nobody in who would come back at once, as pools do, while databases are renamed."""
+        import psycopg
+
+        def allow(connection: Connection[Any], name: str, *, connections: bool) -> None:
+            with contextlib.suppress(psycopg.Error):  # it is not there, or not this account's
+                word = "true" if connections else "false"
+                connection.execute(f"alter database {quoted(name)} with allow_connections {word}".encode())
+
+        with contextlib.closing(self.server.connect("template1")) as connection:
+            there = [restored for restored in self._restored if self._there(connection, restored.final)]
+            for restored in there:
+                allow(connection, restored.final, connections=False)
+            try:
+                yield
+            finally:
+                for restored in there:
+                    for name in (restored.final, _aside(restored)):
+                        allow(connection, name, connections=True)
+
     def _settle(self, restored: _Restored) -> None:
         """Give the database its owner, grants and settings."""
         import psycopg
 
-        if self._options.no_owner:
-            return
-        owner = restored.record.properties.get("owner")
+        owner = None if self._options.no_owner else restored.record.properties.get("owner")
         name = quoted(restored.temporary)
-        statements = [s.replace("{database}", name) for s in restored.record.settings]
+        statements = [
+            statement.replace("{database}", name)
+            for statement in restored.record.settings
+            if not self._options.no_owner or statement.startswith(("ALTER DATABASE", "COMMENT"))
+        ]
         statements.append(f"ALTER DATABASE {name} OWNER TO {quoted(owner)}" if owner else "")
         with contextlib.closing(self.server.connect(self.server.maintenance)) as connection:
             for statement in filter(None, statements):
@@ -477,7 +562,7 @@ class PostgreSQLRestore:
                 restored.made = False
         left = [restored.temporary for restored in self._restored if restored.made]
         if left:
-            self.remarks.append(f"left behind, half restored: {', '.join(left)}; drop it")
+            self.remarks.append(f"Left behind, half restored: {', '.join(left)}; drop it.")
 
 
 class _InMemory:
@@ -521,6 +606,11 @@ def _memory_file(content: bytes) -> Iterator[str]:
         os.close(descriptor)
 
 
+def _aside(restored: _Restored) -> str:
+    """Return the name that what is replaced has until it is dropped."""
+    return restored.temporary.replace("_restoring_", "_replaced_")
+
+
 def _path_of(descriptor: int) -> str:
     """Return a path by which our children open the file anew, each with a position of its own."""
     return f"/proc/{os.getpid()}/fd/{descriptor}"
@@ -546,6 +636,10 @@ def _find_table(record: DatabaseRecord, text: str) -> TableRecord:
         f"{', '.join(table.name for table in found)} have that name" if found else "there is none of that name",
         f"Name it with its schema; there are: {', '.join((near or [t.name for t in tables])[:10])}",
     )
+
+
+def _unquoted(name: str) -> str:
+    return name[1:-1].replace('""', '"') if name.startswith('"') else name
 
 
 def _names(connection: Connection[Any], query: Any) -> set[str]:

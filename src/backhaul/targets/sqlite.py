@@ -31,8 +31,8 @@ class SQLiteRestore:
                 "it is there, and not empty",
                 "Name another file in --into, or say --replace.",
             )
-        for suffix in ("-wal", "-journal"):
-            if _size(self._path + suffix):
+        for suffix in ("-wal", "-journal", "-shm"):
+            if os.path.lexists(self._path + suffix):
                 missing.add(
                     f"{self._path}{suffix} to be gone",
                     "it belongs to the database that is there: SQLite would apply it to the restored one",

@@ -474,11 +474,11 @@ class MariaDB:
 
     def __init__(self, *, data: Path | None = None, binlog: bool = True) -> None:
         self._directory = Path(tempfile.mkdtemp(prefix="backhaul-my-"))
-        self._account: pwd.struct_passwd | None = None
+        self.account: pwd.struct_passwd | None = None
         if os.geteuid() == 0:
             names = {entry.pw_name: entry for entry in pwd.getpwall()}
-            self._account = names.get("mysql") or names["nobody"]
-            os.chown(self._directory, self._account.pw_uid, self._account.pw_gid)
+            self.account = names.get("mysql") or names["nobody"]
+            os.chown(self._directory, self.account.pw_uid, self.account.pw_gid)
         self._data = data
         self._binlog = binlog
         self._process: subprocess.Popen[bytes] | None = None
@@ -516,8 +516,8 @@ class MariaDB:
         """
         data = self._data or self._directory / "data"
         identity: dict[str, Any] = {}
-        if self._account is not None:
-            identity = {"user": self._account.pw_uid, "group": self._account.pw_gid, "extra_groups": []}
+        if self.account is not None:
+            identity = {"user": self.account.pw_uid, "group": self.account.pw_gid, "extra_groups": []}
         if self._data is None:
             install = [self.program("mariadb-install-db"), "--no-defaults", f"--datadir={data}", "--skip-test-db"]
             done = subprocess.run(
@@ -562,11 +562,12 @@ class MariaDB:
         done = subprocess.run(command, input=statement, capture_output=True, text=True, check=check)
         return done.stdout.strip()
 
-    def dump(self, database: str, *options: str) -> str:
-        """Return a dump of a database without what differs from time to time."""
+    def dump(self, database: str, *options: str, table: str | None = None) -> str:
+        """Return a dump of a database, or of one of its tables, without what differs from time to time."""
         command = [self.program("mariadb-dump"), "--no-defaults", "-uroot", f"--socket={self.socket}"]
         command += ["--skip-dump-date", "--skip-comments", "--routines", "--events", "--triggers", *options, database]
-        return subprocess.run(command, capture_output=True, text=True, check=True).stdout
+        command += [table] if table is not None else []
+        return subprocess.run(command, capture_output=True, check=True).stdout.decode(errors="backslashreplace")
 
     def kill(self) -> None:
         """End the server as a crash would."""
