@@ -162,7 +162,7 @@ class StreamEncoder:
                 "The dump is not whole, or --expect names the wrong text. Nothing was committed.",
             )
         shown = tuple(marker.decode(errors="backslashreplace") for marker in self._markers)
-        return msgspec.structs.replace(record, markers=shown)
+        return msgspec.structs.replace(record, markers=(*record.markers, *shown))
 
     def _pieces(self, frames: OrderedMap[_Block, _Frame]) -> Iterator[bytes]:
         """Yield what is stored, in order: the frames, and then their seek table."""

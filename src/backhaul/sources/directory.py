@@ -83,7 +83,9 @@ class DirectorySource:
             "--sort=name",
             "--pax-option=exthdr.name=%d/PaxHeaders/%f,delete=atime,delete=ctime",
             "--numeric-owner",
+            # (Later versions of the format have the number of tar's process in them.)
             "--sparse",
+            "--sparse-version=0.0",
             "--acls",
             "--xattrs",
             "--xattrs-include=*",

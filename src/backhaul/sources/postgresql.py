@@ -251,6 +251,7 @@ class _Database:
         self._lock = threading.Lock()
         self._connection: Connection[Any] | None = None
         self._snapshot = ""
+        self._dumps: list[_SnapshotDump] = []
         self._left = 0
         self._record: DatabaseRecord | None = None
         self._records: list[TableRecord] = []
@@ -286,11 +287,15 @@ class _Database:
 
     def _stream(self, stream: str, section: str, options: list[str], *, others: bool = False) -> NamedStream:
         source = _SnapshotDump(self, stream, options)
+        self._dumps.append(source)
         part = StreamPart(section=section, database=self.name, others=others)
         return NamedStream(name=stream, source=source, part=part)
 
-    def begin(self, group: Supervisor) -> str:
-        """Take the snapshot if no stream has yet; return its name.
+    def begin(self, group: Supervisor) -> None:
+        """Take the snapshot if no stream has yet, and start every dump of it.
+
+        All at once, whoever is read when: each has its locks within a moment then. One that began later could find
+        somebody in the queue who waits for us, and wait behind him for ever.
 
         Raises:
             SourceError: the server refused, or somebody holds a table for himself.
@@ -298,7 +303,8 @@ class _Database:
         with self._lock:
             if self._connection is None:
                 self._take_snapshot(group)
-            return self._snapshot
+                for dump in self._dumps:
+                    dump.launch(group)
 
     def _take_snapshot(self, group: Supervisor) -> None:
         import psycopg
@@ -426,6 +432,9 @@ class _SnapshotDump:
         """See ``Source.start``."""
         self._group = group
         self._database.begin(group)
+
+    def launch(self, group: Supervisor) -> None:
+        """Start the program; the snapshot is taken."""
         self._source = self._database.source(self._stream, self._options)
         self._source.start(group)
 

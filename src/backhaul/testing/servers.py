@@ -354,6 +354,11 @@ class PostgreSQL:
         assert self._process is not None
         return self._process.pid
 
+    @property
+    def ended(self) -> bool:
+        """Whether the server has gone down by itself."""
+        return self._process is None or self._process.poll() is not None
+
     def url(self, database: str = "", *, physical: bool = False) -> str:
         """Return what ``--from`` and ``--into`` take."""
         scheme = "postgresql+physical" if physical else "postgresql"
