@@ -300,7 +300,14 @@ def mirrors(directory: Path, text: Path, rounds: int) -> list[str]:
     return mirror(directory, text, rounds)
 
 
-SECTIONS = {"pipelines": pipelines, "encryption": encryption, "mirror": mirrors}
+def databases(directory: Path, text: Path, rounds: int) -> list[str]:
+    """Measure a database of 5 GB; see ``bench.databases``."""
+    from bench.databases import databases as measure
+
+    return measure(directory, rounds)
+
+
+SECTIONS = {"pipelines": pipelines, "encryption": encryption, "mirror": mirrors, "databases": databases}
 
 
 def stages(text: Path, noise: Path) -> list[str]:
@@ -364,7 +371,9 @@ def main() -> None:
         try:
             text = directory / "text"
             what = "medians of alternating rounds (one for rclone and aws where they take long)"
-            if name != "mirror":
+            if name == "databases":
+                what = f"{options.rounds} alternating rounds, medians where there are several"
+            elif name != "mirror":
                 what = (
                     f"{format_size(options.size)} of dump text, medians of {options.rounds} alternating rounds "
                     "(one for pbzip2)"

@@ -117,7 +117,12 @@ class S3Server:
 
 
 class SeaweedFS(S3Server):
-    """A SeaweedFS with its S3 gateway, from the wheel: one process with master, volume and filer inside."""
+    """A SeaweedFS with its S3 gateway, from the wheel: one process with master, volume and filer inside.
+
+    ``options`` are more of its own.
+    """
+
+    options: tuple[str, ...] = ()
 
     @property
     def pid(self) -> int:
@@ -178,6 +183,7 @@ class SeaweedFS(S3Server):
                     "-filer",
                     f"-s3.config={config}",
                     *flags,
+                    *self.options,
                 ],
                 stdout=log,
                 stderr=log,
@@ -336,10 +342,10 @@ class PostgreSQL:
         self._directory = directory or Path(tempfile.mkdtemp(prefix="backhaul-pg-"))
         self._data = data
         self._auth = auth
-        self._account = pwd.getpwnam("postgres") if os.geteuid() == 0 else None
-        self._user = self._account.pw_uid if self._account else None
-        self._group = self._account.pw_gid if self._account else None
-        self._extra_groups: list[int] | None = [] if self._account else None
+        self.account = pwd.getpwnam("postgres") if os.geteuid() == 0 else None
+        self._user = self.account.pw_uid if self.account else None
+        self._group = self.account.pw_gid if self.account else None
+        self._extra_groups: list[int] | None = [] if self.account else None
         self._process: subprocess.Popen[bytes] | None = None
         self.port = free_ports(1)[0]
 
@@ -363,6 +369,14 @@ class PostgreSQL:
         """Return what ``--from`` and ``--into`` take."""
         scheme = "postgresql+physical" if physical else "postgresql"
         return f"{scheme}://postgres@/{quote(database)}?host={self._directory}&port={self.port}"
+
+    def restart(self) -> None:
+        """End the server in order, and start it again on its files."""
+        assert self._process is not None
+        self._process.send_signal(signal.SIGINT)
+        self._process.wait(60)
+        self._data = self._data or self._directory / "data"
+        self.start()
 
     def kill(self) -> None:
         """End the server as a crash would: at once, all its processes."""
@@ -389,15 +403,15 @@ class PostgreSQL:
             ServerError: it is not installed, or did not come up.
         """
         data = self._data or self._directory / "data"
-        if self._account is not None:
-            os.chown(self._directory, self._account.pw_uid, self._account.pw_gid)
+        if self.account is not None:
+            os.chown(self._directory, self.account.pw_uid, self.account.pw_gid)
         if self._data is None:
             password = self._directory / "password"
             password.write_text("geheim\n")
             command = [self.program("initdb"), "-D", str(data), "-U", "postgres", "-E", "UTF8", "--no-sync"]
             if self._wal is not None:
-                if self._account is not None:
-                    os.chown(self._wal, self._account.pw_uid, self._account.pw_gid)
+                if self.account is not None:
+                    os.chown(self._wal, self.account.pw_uid, self.account.pw_gid)
                 command.append(f"--waldir={self._wal / 'wal'}")
             self._run(*command, "-A", self._auth, f"--pwfile={password}")
         with open(self._directory / "log", "wb") as log:
