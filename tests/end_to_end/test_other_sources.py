@@ -382,3 +382,57 @@ def test_progress_by_tables_in_a_pipe_is_no_noise(local_cli: Cli) -> None:
     assert len(result.err.splitlines()) == 3
     quiet = local_cli.ok("push", "-q", "series", "--from", f"dir://{tree}")
     assert quiet.err == ""
+
+
+def test_backups_are_not_replaced(local_cli: Cli) -> None:
+    """Not by --replace either: the series that is restored from, another one, or what holds them."""
+    tree = local_cli.directory / "tree"
+    tree.mkdir()
+    (tree / "f").write_text("x")
+    for series in ("store/one", "store/two"):
+        local_cli.ok("push", series, "--from", f"dir://{tree}")
+    for place in ("store/one", "store/two", "store", "store/one/inside"):
+        refused = local_cli("restore", "store/one", "--into", str(local_cli.directory / place), "--replace")
+        assert refused.code == 10, place
+        assert "backup" in refused.err or "series" in refused.err
+    for series in ("store/one", "store/two"):
+        assert len(local_cli.ok("list", series, "--json").json["backups"]) == 1
+    both = local_cli("restore", "store/one", "--into", "x", "--only", "t", "--replace")
+    assert both.code == 2
+
+
+def test_sqlite_that_is_in_use_and_somebody_elses(local_cli: Cli) -> None:
+    path = local_cli.directory / "f.db"
+    sqlite3.connect(path).execute("create table t (a)").connection.close()
+    local_cli.ok("push", "series", "--from", f"sqlite://{path}")
+    os.chown(path, 65534, 65534)
+    connection = sqlite3.connect(path, isolation_level=None)
+    connection.execute("begin exclusive")
+    refused = local_cli("restore", "series", "--into", f"sqlite://{path}", "--replace")
+    assert refused.code == 10
+    assert "locked" in refused.err
+    connection.execute("rollback")
+    connection.close()
+    local_cli.ok("restore", "series", "--into", f"sqlite://{path}", "--replace")
+    assert os.stat(path).st_uid == 65534
+
+
+def test_questions_of_a_drill(local_cli: Cli) -> None:
+    path = local_cli.directory / "f.db"
+    connection = sqlite3.connect(path)
+    connection.executescript("create table t (a); insert into t values (null), (1);")
+    connection.close()
+    local_cli.ok("push", "series", "--from", f"sqlite://{path}")
+    for question, value, code in (
+        ("select a from t where a is null", "NULL", 0),
+        ("select count(*) > 1 from t", "true", 0),
+        ("select count(*) from t", "2", 0),
+        ("select count(*) from t", "3", 1),
+        ("select a from t where a = 9", "NULL", 1),
+        ("select count(*) from nosuch", "1", 10),
+    ):
+        result = local_cli("drill", "series", "--no-record", "--check", question, value)
+        assert result.code == code, (question, result.err)
+        if code:
+            assert "restored, but a --check" in result.err
+    assert local_cli.ok("list", "series", "--json").json["backups"][0]["drill"] is None

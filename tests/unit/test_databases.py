@@ -12,7 +12,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from backhaul.databases.mariadb import _global_privileges
+from backhaul.databases.mariadb import MariaDBFacts, _global_privileges
 from backhaul.databases.postgresql import quoted_always, unquoted
 from backhaul.databases.prerequisites import Prerequisites, read_password, shortened
 from backhaul.databases.proofs import compare_counts
@@ -77,6 +77,8 @@ def test_urls(text: str, expected: dict[str, Any]) -> None:
         "dir://host/path",
         "sqlite:///f?unknown=1",
         "redis://h?x=1",
+        "redis://h/5",
+        "mariadb+physical://root@/shop",
     ],
 )
 def test_urls_that_are_none(text: str) -> None:
@@ -163,6 +165,24 @@ def test_privileges_of_mariadb() -> None:
     grants = ["GRANT SELECT, RELOAD, SHOW VIEW ON *.* TO `a`@`%`", "GRANT ALL PRIVILEGES ON `db`.* TO `a`@`%`"]
     assert _global_privileges(grants) == {"SELECT", "RELOAD", "SHOW VIEW"}
     assert "ALL PRIVILEGES" in _global_privileges(["GRANT ALL PRIVILEGES ON *.* TO `r`@`l` WITH GRANT OPTION"])
+
+
+def test_privileges_on_one_database() -> None:
+    facts = MariaDBFacts(
+        version="10.11.1",
+        user="a@b",
+        variables={},
+        privileges=frozenset({"RELOAD"}),
+        grants=(
+            "GRANT RELOAD ON *.* TO `a`@`b`",
+            "GRANT ALL PRIVILEGES ON `shop\\_1`.* TO `a`@`b`",
+            "GRANT SELECT ON `x`.* TO `a`@`b`",
+        ),
+    )
+    assert facts.may("EVENT", "shop_1")
+    assert facts.may("SELECT", "x")
+    assert not facts.may("EVENT", "x")
+    assert facts.may("RELOAD", "anything")
 
 
 def dump_of_redis(body: bytes) -> bytes:

@@ -10,7 +10,9 @@ import pytest
 from tools.pages import DIRECTORY, PROVIDERS, pages, providers_page
 
 from backhaul import errors, version
-from backhaul.formats import age, catalog, manifest, mirror_plan, part_sizes, seekable, signature
+from backhaul.formats import age, catalog, drill, manifest, mirror_plan, part_sizes, seekable, signature
+from backhaul.model.drill import FAILED, PROVED, UNTESTED
+from backhaul.model.manifest import SECTIONS
 from backhaul.model.profile import Limits
 from backhaul.operations.mirror import records
 from backhaul.transforms import chunks, compress, encrypt
@@ -45,6 +47,10 @@ def test_the_constants_in_the_format_page() -> None:
         "chunk_average": str(chunks.AVERAGE),
         "chunk_largest": str(chunks.LARGEST),
         "hash_size": str(signature.HASH_SIZE),
+        "sections": ", ".join(f"`{section}`" for section in SECTIONS),
+        "drill_format": f"`{drill.FORMAT}`",
+        "drill_version": f"`{drill.VERSION}`",
+        "drill_results": ", ".join(f"`{result}`" for result in (PROVED, FAILED, UNTESTED)),
     }
     found = re.findall(r"<!-- (\w+) -->(.+?)<!-- -->", text)
     assert {name for name, _ in found} == set(expected)

@@ -128,7 +128,8 @@ def init(store: str | None, as_json: bool) -> None:
     if not result.found:
         out.print(
             "# No PostgreSQL, MariaDB or Redis answers on this host's sockets and default ports.\n"
-            "# Name one: backhaul doctor postgresql://HOST/DATABASE   (see backhaul push --help)",
+            "# Name one: backhaul doctor 'postgresql:///DATABASE?host=/run/DIR&port=5433'\n"
+            "#           backhaul doctor 'mariadb:///DATABASE?socket=/run/DIR/s.sock'   (see backhaul push --help)",
             markup=False,
         )
     elif store is None:

@@ -122,7 +122,8 @@ def show(series: str, as_json: bool) -> None:
             row("", f"by {tool} {number}")
         for database in source.databases:
             largest = sorted(database.tables, key=lambda table: -table.size)[:_MOST_TABLES]
-            row("database" if source.kind != "dir" else "directory", f"{database.name}, {format_size(database.size)}")
+            size_ = f", {format_size(database.size)}" if database.size else ""
+            row("database" if source.kind != "dir" else "directory", f"{database.name}{size_}")
             for table_ in largest:
                 counted = (
                     f", {table_.rows} {'names' if table_.kind == 'file' else 'rows'}" if table_.rows is not None else ""

@@ -20,6 +20,8 @@ from backhaul.formats.redaction import redact_text
 from backhaul.operations.places import CONFIG_VARIABLE
 from backhaul.version import VERSION
 
+# What a shell says of a program whose reader went away: no finding of ours is meant.
+_BROKEN_PIPE = 128 + 13
 _EPILOG = """\b
 Examples:
   backhaul push s3://acme/db7/orders -- pg_dump -Fc -Z0 orders
@@ -103,7 +105,7 @@ def run(arguments: list[str]) -> int:
     except BrokenPipeError:
         # The reader of our text went away (| head): nothing of the work was lost.
         os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
-        return FailedError.exit_code
+        return _BROKEN_PIPE
     except Exception as error:
         if os.environ.get("BACKHAUL_TRACEBACK"):
             raise

@@ -94,10 +94,12 @@ def described(source: SourceRecord) -> str:
     elif source.databases:
         words.append(source.databases[0].name)
     if tables:
-        words.append(f"{len(tables)} tables")
         counted = [table.rows for table in tables if table.rows is not None]
         if counted:
-            words.append(f"{sum(counted)} rows")
+            of = f"{len(counted)} of " if len(counted) < len(tables) else ""
+            words.append(f"{sum(counted)} rows in {of}{len(tables)} tables")
+        else:
+            words.append(f"{len(tables)} tables")
     words += [f"{key.replace('_', ' ')} {value}" for key, value in source.coordinates.items() if value]
     return ", ".join(words)
 

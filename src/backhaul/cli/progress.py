@@ -27,6 +27,7 @@ if TYPE_CHECKING:
 LINE_EVERY = 60.0
 _REFRESH = 0.2
 _RATE_WINDOW = 10.0
+_SETTLED = 5.0
 
 ErrorLine = Callable[[bytes], None]
 
@@ -131,7 +132,8 @@ class _PullView:
         now = time.monotonic()
         p = self._progress
         rate = self._rate.update(now, p.raw)
-        left = format_duration((p.total - p.raw) / rate) + " left" if rate > 0 and p.total else ""
+        settled = now - self._start > _SETTLED  # before that it would be days, or nothing
+        left = format_duration((p.total - p.raw) / rate) + " left" if settled and rate > 0 and p.total else ""
         table = Table.grid(padding=(0, 1))
         table.add_row(
             ProgressBar(total=p.total or None, completed=p.raw, width=30, pulse=not p.total, animation_time=now),

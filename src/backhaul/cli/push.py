@@ -31,6 +31,7 @@ Examples:
   mariadb://[USER@][HOST][:PORT]/[DATABASE]      by mariadb-dump; mysql:// is the same
   mariadb+physical://[USER@]/                    the server's files, by mariadb-backup, on its host
   sqlite:///PATH   redis://[USER@][HOST][:PORT]   redis+unix:///SOCKET   dir:///PATH   PATH
+Sockets elsewhere: postgresql:///app?host=/run/DIR, mariadb:///app?socket=/run/DIR/s.sock
 A URL holds no password: these are found in ~/.pgpass, ~/.my.cnf, PGPASSWORD, MYSQL_PWD,
 REDISCLI_AUTH, or a file (?password-file=FILE). What is missing is said before work starts.
 

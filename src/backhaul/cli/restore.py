@@ -7,9 +7,10 @@ import click
 from backhaul.cli.command import option_json
 from backhaul.cli.keys import load_identities, option_identity
 from backhaul.cli.output import ReportedError, console, print_drill, print_json
-from backhaul.errors import BackhaulError, ConfigurationError, IntegrityError
+from backhaul.errors import BackhaulError, ConfigurationError, IncompleteError, IntegrityError
 from backhaul.formats.quantities import format_duration, format_size, parse_duration
 from backhaul.model.drill import FAILED, PROVED
+from backhaul.model.results import RestoreResult
 
 _EPILOG = """\b
 Examples:
@@ -94,9 +95,18 @@ def restore(
         result = operation(series, into, options, progress=progress, on_error_line=on_error_line)
     if as_json:
         print_json("restore", result)
-        return
-    if quiet:
-        return
+    elif not quiet:
+        _print_restored(result)
+    if result.shortfalls:
+        error = IncompleteError(
+            f"Backup {result.id} is restored into {result.into}, but not all of it",
+            "\n".join(result.shortfalls),
+            "All rows are there. Make what is missing by hand.",
+        )
+        raise ReportedError(error) if as_json else error
+
+
+def _print_restored(result: RestoreResult) -> None:
     out = console()
     rate = result.raw_size / result.seconds if result.seconds else 0.0
     out.print(
@@ -188,11 +198,15 @@ def drill(
         return
     failed = record.result == FAILED
     kind: type[BackhaulError] = IntegrityError if failed else ConfigurationError
-    error = kind(
-        f"Backup {record.id} in {result.series} {'did not restore' if failed else 'could not be tested'}",
-        record.why,
-        "Do not rely on it: drill an older one, and push a new one."
-        if failed
-        else "This says nothing of the backup. Mend that, and drill again.",
-    )
+    asked = {statement for statement, _ in questions}
+    wrong = [check.name for check in record.checks if check.state in ("failed", "untested")]
+    only_questions = bool(wrong) and set(wrong) <= asked
+    what = "did not restore as it was" if failed else "could not be tested"
+    todo = "Do not rely on it: drill an older one, and push a new one."
+    if not failed:
+        todo = "This says nothing of the backup. Mend that, and drill again."
+    if only_questions:
+        what = "restored, but a --check was not met" if failed else "restored, but a --check could not be asked"
+        todo = "See whether the value or the data is wrong." if failed else "Correct --check, and drill again."
+    error = kind(f"Backup {record.id} in {result.series} {what}", record.why, todo)
     raise ReportedError(error) if as_json else error

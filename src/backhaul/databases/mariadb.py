@@ -9,6 +9,8 @@ from __future__ import annotations
 import configparser
 import contextlib
 import os
+import re
+import shlex
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -27,6 +29,7 @@ if TYPE_CHECKING:
 _CONNECT_TIMEOUT = 15
 _SOCKETS = ("/run/mysqld/mysqld.sock", "/var/run/mysqld/mysqld.sock", "/var/lib/mysql/mysql.sock", "/tmp/mysql.sock")
 _OPTION_FILES = ("/etc/my.cnf", "/etc/mysql/my.cnf", "/etc/mysql/mariadb.cnf", "~/.my.cnf")
+_ON_DATABASE = re.compile(r"GRANT (.+?) ON `((?:[^`]|``)+)`\.\* TO ")
 _GROUPS = ("client", "client-server", "client-mariadb", "backhaul")
 SYSTEM_DATABASES = ("information_schema", "performance_schema", "mysql", "sys")
 # Engines whose tables are read in the state of the snapshot.
@@ -40,6 +43,21 @@ class MariaDBFacts(msgspec.Struct, frozen=True, kw_only=True):
     user: str
     variables: Mapping[str, str]
     privileges: frozenset[str]
+    grants: tuple[str, ...] = ()
+
+    def may(self, privilege: str, database: str) -> bool:
+        """Tell whether the account has a privilege on everything, or at least on that database."""
+        if self.privileges & {privilege, "ALL PRIVILEGES"}:
+            return True
+        for grant in self.grants:
+            match = _ON_DATABASE.match(grant)
+            if match is None:
+                continue
+            pattern = match[2].replace("``", "`").replace("\\_", "_").replace("\\%", "%")
+            given = {part.strip().upper() for part in match[1].split(",")}
+            if pattern == database and given & {privilege, "ALL PRIVILEGES"}:
+                return True
+        return False
 
     @property
     def binlog(self) -> bool:
@@ -167,6 +185,11 @@ class MariaDBServer:
             environment["MYSQL_PWD"] = self._password
         return environment
 
+    def client(self) -> str:
+        """Return how a person talks to this very server: the beginning of a command that is proposed to him."""
+        where = ["--socket", self.socket] if self.socket else ["-h", self.host or "127.0.0.1", "-P", str(self.port)]
+        return shlex.join(["mariadb", *where])
+
     # -- questions -------------------------------------------------------------------------------------
 
     def facts(self) -> MariaDBFacts:
@@ -181,7 +204,13 @@ class MariaDBServer:
                 )
             )
             grants = [grant for (grant,) in rows(connection, "show grants")]
-        return MariaDBFacts(version=version, user=user, variables=variables, privileges=_global_privileges(grants))
+        return MariaDBFacts(
+            version=version,
+            user=user,
+            variables=variables,
+            privileges=_global_privileges(grants),
+            grants=tuple(grants),
+        )
 
     def databases(self) -> list[str]:
         """Return the databases that people made."""

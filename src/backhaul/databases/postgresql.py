@@ -8,6 +8,7 @@ from __future__ import annotations
 import contextlib
 import os
 import re
+import shlex
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, LiteralString
@@ -126,6 +127,14 @@ class PostgreSQLServer:
                     _words(error),
                     "Check the privileges of the account.",
                 ) from error
+
+    def psql(self, database: str | None = None) -> str:
+        """Return how a person talks to this very server: the beginning of a command that is proposed to him."""
+        words = ["psql"]
+        for option, name in (("-h", "host"), ("-p", "port"), ("-U", "user")):
+            if value := self._parameters.get(name):
+                words += [option, str(value)]
+        return shlex.join([*words, "-d", database or self.maintenance])
 
     def conninfo(self, database: str) -> str:
         """Return what programs take with ``-d``: no secret is in it."""
@@ -300,6 +309,10 @@ select 'roles', pg_get_userbyid(refobjid) from pg_shdepend
    and (dbid = (select oid from pg_database where datname = current_database())
         or (dbid = 0 and classid = 'pg_database'::regclass
             and objid = (select oid from pg_database where datname = current_database())))
+union
+select 'owners', pg_get_userbyid(refobjid) from pg_shdepend
+ where refclassid = 'pg_authid'::regclass and deptype = 'o'
+   and dbid = (select oid from pg_database where datname = current_database())
 union
 select 'roles', pg_get_userbyid(datdba) from pg_database where datname = current_database()
 union

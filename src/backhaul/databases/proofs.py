@@ -55,7 +55,13 @@ def compare_counts(label: str, expected: Sequence[TableRecord], found: dict[str,
     if wrong:
         return _check(name, False, _listed(wrong))
     total = sum(table.rows or 0 for table in counted)
-    return _check(name, True, f"{total} rows in {len(counted)} tables, as at the push")
+    others = [table.name for table in expected if table.kind == "table" and table not in counted]
+    besides = f" (and {len(others)} not counted at the push: {_listed(others)})" if others else ""
+    return _check(name, True, f"{total} rows in {len(counted)} tables, as at the push{besides}")
+
+
+def _first_line(error: Exception) -> str:
+    return str(error).strip().partition("\n")[0]
 
 
 def _listed(texts: Sequence[str]) -> str:
@@ -140,17 +146,25 @@ def _ask_postgresql(server: PostgreSQLServer, database: str | None, statement: s
         with contextlib.closing(server.connect(database)) as connection:
             row = connection.execute(statement.encode()).fetchone()
     except psycopg.errors.SyntaxErrorOrAccessRuleViolation as error:
-        return DrillCheck(name=statement, state="untested", detail=str(error).strip())
+        return DrillCheck(name=statement, state="untested", detail=_first_line(error))
     except psycopg.Error as error:
-        return _check(statement, False, str(error).strip())
-    return _compare(statement, None if row is None else row[0], expected)
+        return _check(statement, False, _first_line(error))
+    return _compare(statement, _NO_ROW if row is None else row[0], expected)
+
+
+_NO_ROW = object()
+_TRUE, _FALSE = ("true", "t", "1"), ("false", "f", "0")
 
 
 def _compare(statement: str, value: object, expected: str) -> DrillCheck:
-    found = "no row" if value is None else str(value)
-    return _check(
-        statement, found == expected, f"{found!r}" if found == expected else f"{found!r}, expected {expected!r}"
-    )
+    """Compare an answer with what is expected: NULL by that name, true and false as any server writes them."""
+    found = "no row" if value is _NO_ROW else "NULL" if value is None else str(value)
+    good = value is not _NO_ROW and found == expected
+    if isinstance(value, bool):
+        good = expected.lower() in (_TRUE if value else _FALSE)
+    elif found in ("0", "1"):
+        good = good or expected.lower() in (_TRUE if found == "1" else _FALSE)
+    return _check(statement, good, f"{found!r}" if good else f"{found!r}, expected {expected!r}")
 
 
 # -- MariaDB -------------------------------------------------------------------------------------------
@@ -203,7 +217,7 @@ def prove_mariadb(
             except pymysql.Error as error:
                 yield _check(statement, False, mariadb.words(error))
             else:
-                yield _compare(statement, answer[0][0] if answer else None, expected)
+                yield _compare(statement, answer[0][0] if answer else _NO_ROW, expected)
 
 
 # -- the others ----------------------------------------------------------------------------------------
@@ -232,7 +246,7 @@ def prove_sqlite(path: str, source: SourceRecord, questions: Sequence[Question])
             except sqlite3.Error as error:
                 yield DrillCheck(name=statement, state="untested", detail=str(error))
             else:
-                yield _compare(statement, None if row is None else row[0], expected)
+                yield _compare(statement, _NO_ROW if row is None else row[0], expected)
 
 
 def prove_redis(url: SourceUrl, source: SourceRecord, questions: Sequence[Question]) -> Iterator[DrillCheck]:

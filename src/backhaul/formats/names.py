@@ -19,6 +19,8 @@ from backhaul.errors import UsageError
 
 MANIFEST = "manifest.json"
 CLAIM = "claim.json"
+# How the name of a database ends that is being restored: whoever reads it knows that it is not whole.
+RESTORING = "_restoring_backhaul"
 COMPRESSED_SUFFIX = ".zst"
 ENCRYPTED_SUFFIX = ".age"
 

@@ -87,11 +87,14 @@ def parse_source_url(text: str) -> SourceUrl:
             text=shown, kind=kind, user=unquote(parts.username or ""), path=path, password_file=password_file
         )
     if kind == "redis":
-        _refuse_options(shown, options, ("db",))
-    elif kind == "postgresql+physical" and path.strip("/"):
-        raise UsageError(
-            f"{shown!r} names a database", "a physical backup is of the whole server", "Leave the name out."
-        )
+        _refuse_options(shown, options, ())
+    whole = {
+        "postgresql+physical": "a physical backup is of the whole server",
+        "mariadb+physical": "a physical backup is of the whole server",
+        "redis": "a dump is of all databases",
+    }
+    if kind in whole and path.strip("/"):
+        raise UsageError(f"{shown!r} names a database", whole[kind], "Leave the name out.")
     return SourceUrl(
         text=shown,
         kind=kind,

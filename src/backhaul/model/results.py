@@ -105,7 +105,7 @@ class RestoreResult(msgspec.Struct, frozen=True, kw_only=True):
     """A restore that was finished.
 
     ``fetched`` bytes came from the store; ``phases`` are seconds by what went on, in order; ``remarks`` say what its
-    operator may want to know.
+    operator may want to know, ``shortfalls`` what could not be brought back.
     """
 
     series: str
@@ -120,6 +120,7 @@ class RestoreResult(msgspec.Struct, frozen=True, kw_only=True):
     remarks: tuple[str, ...]
     memory: MemoryBound
     peak_memory: int
+    shortfalls: tuple[str, ...] = ()
 
 
 class DrillResult(msgspec.Struct, frozen=True, kw_only=True):

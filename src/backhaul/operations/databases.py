@@ -51,6 +51,10 @@ def source_of(
     counters = progress or PushProgress()
     streams = options.streams or min(MAX_DEFAULT_STREAMS, max(2, memory.default_workers()))
     on_table = counters.tables.begin
+
+    def on_phase(text: str) -> None:
+        counters.tables.phase = text
+
     several = url.kind in ("postgresql", "mariadb")
     if options.streams is not None and not several and url.kind != "mariadb+physical":
         raise UsageError(
@@ -64,7 +68,12 @@ def source_of(
         from backhaul.sources.postgresql import PostgreSQLSource
 
         return PostgreSQLSource(
-            url, streams=streams, count=options.count, on_error_line=on_error_line, on_table=on_table
+            url,
+            streams=streams,
+            count=options.count,
+            on_error_line=on_error_line,
+            on_table=on_table,
+            on_phase=on_phase,
         )
     if url.kind == "postgresql+physical":
         from backhaul.sources.postgresql import PostgreSQLPhysicalSource

@@ -90,7 +90,7 @@ class _Examination:
             state = "problem" if needed else "note"
             self._say(name, state, "it is not installed", cost, f"apt-get install {PACKAGES.get(name, name)}")
         else:
-            self._ok(name, f"{found.version}, {found.path}")
+            self._ok(name, f"{found.version}, {found.path}" if found.version != "0" else found.path)
 
     def _clock(self, theirs: float) -> None:
         difference = abs(theirs - time.time())
@@ -146,7 +146,8 @@ class _Examination:
         self._secret_file(os.environ.get("PGPASSFILE", "~/.pgpass"), "password file")
         databases = server.databases()
         size = sum(size for name, size in databases if self._url.database in ("", name))
-        self._ok("size", f"{format_size(size)} in {len(databases)} databases")
+        asked = [name for name, _ in databases if self._url.database in ("", name)]
+        self._ok("size", f"{format_size(size)} in {', '.join(asked[:5]) or 'nothing'}{' and more' * (len(asked) > 5)}")
         if self._physical:
             missing = Prerequisites("a backup")
             program = server.client("pg_basebackup", facts.major, missing)
@@ -161,9 +162,10 @@ class _Examination:
             check_physical(server, facts, lacking)
             cost = "only postgresql+physical:// needs it"
             self._take("physical backups", lacking, "possible too", needed=False, cost=cost)
-        restoring = Prerequisites("a restore")
-        program = server.client("pg_restore", facts.major, restoring)
-        self._take("restores", restoring, f"{program.path} {program.version}" if program else "")
+        if not self._physical:
+            restoring = Prerequisites("a restore")
+            program = server.client("pg_restore", facts.major, restoring)
+            self._take("restores", restoring, f"{program.path} {program.version}" if program else "")
         here = [p.version for p in postgresql.installed("postgres") if p.major >= facts.major]
         if here:
             self._ok("drills", f"a server of {here[0]} is on this host")
@@ -212,12 +214,14 @@ class _Examination:
                 (_LONG_STATEMENT,),
             )
         size = sum(record.size for record in records)
-        self._ok("size", f"{format_size(size)} in {len(wanted)} databases")
+        self._ok(
+            "size", f"{format_size(size)} in {', '.join(wanted[:5]) or 'nothing'}{' and more' * (len(wanted) > 5)}"
+        )
         logical, physical = Prerequisites("a backup"), Prerequisites("a backup")
         dump_program(logical)
-        check_logical(facts, logical)
+        check_logical(server, facts, wanted, logical, everything=not self._url.database)
         backup = physical.program("mariadb-backup")
-        check_physical(facts, physical)
+        check_physical(server, facts, physical)
         if backup is not None:
             check_program_version(backup, facts, physical)
         self._take("logical backups", logical, "programs and privileges are there", needed=not self._physical)

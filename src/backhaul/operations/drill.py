@@ -34,6 +34,7 @@ from backhaul.errors import (
 )
 from backhaul.formats import drill as drill_format
 from backhaul.formats.age_keys import Identity
+from backhaul.formats.quantities import format_size
 from backhaul.model.drill import FAILED, PROVED, UNTESTED, DrillCheck, DrillRecord
 from backhaul.model.manifest import Manifest, SourceRecord
 from backhaul.model.results import DrillResult
@@ -155,9 +156,11 @@ def _check_questions(options: DrillOptions, source: SourceRecord) -> None:
     asked = source.kind.partition("+")[0] in ("postgresql", "mariadb")
     if asked and (options.database or (names[0] if len(names) == 1 else None)) not in names:
         raise UsageError(
-            "--check does not say which database to ask",
+            f"--database {options.database!r} is not in the backup"
+            if options.database
+            else "--check does not say which database to ask",
             f"the backup has {', '.join(names)}",
-            "Name one with --database NAME.",
+            "Name one of these with --database NAME.",
         )
 
 
@@ -241,8 +244,8 @@ class _Trial:
         if free < needed:
             missing = Prerequisites("The drill")
             missing.add(
-                f"{needed} bytes of room in {directory.path.parent}",
-                f"{free} are free",
+                f"{format_size(needed)} of room in {directory.path.parent}",
+                f"{format_size(free)} are free",
                 "Name a directory with room: --scratch DIR",
             )
             missing.require()

@@ -130,6 +130,12 @@ def target_of(
         UsageError: they don't fit each other, or an option does not fit.
     """
     on_table = progress.tables.begin if progress is not None else lambda name: None
+    if options.only and options.replace:
+        raise UsageError(
+            "--only and --replace exclude each other",
+            "all other tables of what is replaced would be there without their rows",
+            "Restore into a new database, and copy the table from there.",
+        )
     given = {
         "--only": bool(options.only) and source.kind not in ("postgresql", "mariadb"),
         "--globals": options.globals_ and source.kind not in ("postgresql", "mariadb"),
@@ -180,7 +186,11 @@ def target_of(
     }.get(source.kind, "dir:///EMPTY_DIRECTORY")
     raise UsageError(
         f"A backup of kind {source.kind} can't be restored into {url.text}",
-        f"that is of kind {url.kind}",
+        "a dump can't be loaded over the line"
+        if source.kind == url.kind == "redis"
+        else "physical backups are files: they go into a data directory, with the server stopped"
+        if source.kind == url.kind
+        else f"that is of kind {url.kind}",
         f"Write --into {wanted}",
     )
 
@@ -298,6 +308,7 @@ class RestoreRun:
             phases=self.phases,
             jobs=self._jobs,
             remarks=tuple(dict.fromkeys(self.target.remarks)),
+            shortfalls=tuple(dict.fromkeys(self.target.shortfalls)),
             memory=self._memory(table),
             peak_memory=memory.peak_memory(),
         )

@@ -132,7 +132,9 @@ class Command:
                 raise ConfigurationError(
                     f"Could not start {self.name}",
                     str(error),
-                    "Check the limits on processes and memory (ulimit -a).",
+                    "This account may not run Backhaul's own Python: install Backhaul where it may."
+                    if isinstance(error, PermissionError)
+                    else "Check the limits on processes and memory (ulimit -a).",
                 ) from error
             ours.pop_all()
         self._control = control_writer

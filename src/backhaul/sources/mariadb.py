@@ -30,6 +30,7 @@ from backhaul.databases.mariadb import MariaDBFacts, MariaDBServer
 from backhaul.databases.prerequisites import Prerequisites, Program, find_program
 from backhaul.databases.temporary import OwnDirectory
 from backhaul.errors import BackhaulError, SourceError
+from backhaul.formats.names import RESTORING
 from backhaul.model.manifest import (
     AFTER,
     DATA,
@@ -99,6 +100,7 @@ class MariaDBSource:
         self._dump: Program | None = None
         self._databases: list[_Database] = []
         self._names: list[str] = []
+        self._unfinished: list[str] = []
         self._started = 0.0
         self._state_of = ""
 
@@ -108,14 +110,16 @@ class MariaDBSource:
         missing = Prerequisites(f"A backup of {self.name}")
         self._dump = dump_program(missing)
         present = self._server.databases()
-        self._names = [self._url.database] if self._url.database else present
+        self._unfinished = [] if self._url.database else [name for name in present if name.endswith(RESTORING)]
+        self._names = [self._url.database] if self._url.database else [n for n in present if n not in self._unfinished]
         if self._url.database and self._url.database not in present:
             missing.add(
                 f"the database {self._url.database!r}",
                 f"the server at {self._server.address} has {', '.join(present) or 'none'}",
                 "Correct the name in the URL.",
             )
-        check_logical(facts, missing)
+        everything = not self._url.database
+        check_logical(self._server, facts, self._names, missing, everything=everything)
         missing.require()
 
     def open(self, group: Supervisor) -> Sequence[NamedStream]:
@@ -156,6 +160,8 @@ class MariaDBSource:
         if apart:
             shown = ", ".join(apart[:5]) + (f" and {len(apart) - 5} more" if len(apart) > 5 else "")
             remarks.append(f"tables without transactions were read apart from the state of the others: {shown}")
+        if self._unfinished:
+            remarks.append(f"left out, since a restore into it did not finish: {', '.join(self._unfinished)}")
         if not self._facts.binlog:
             remarks.append("the server writes no binary log: no coordinates to replicate or replay from")
         return SourceRecord(
@@ -183,19 +189,39 @@ def dump_program(missing: Prerequisites) -> Program | None:
     return find_program("mariadb-dump") or find_program("mysqldump") or missing.program("mariadb-dump")
 
 
-def check_logical(facts: MariaDBFacts, missing: Prerequisites) -> None:
-    """Note the privileges that a consistent dump of everything needs, and the account lacks."""
-    if "ALL PRIVILEGES" in facts.privileges:
-        return
+def check_logical(
+    server: MariaDBServer, facts: MariaDBFacts, databases: Sequence[str], missing: Prerequisites, *, everything: bool
+) -> None:
+    """Note the privileges that a consistent dump needs, and the account lacks."""
     monitor = "REPLICATION CLIENT" if facts.series < (10, 5) else "BINLOG MONITOR"
-    wanted = ["SELECT", "RELOAD", "SHOW VIEW", "EXECUTE", "TRIGGER", "EVENT", *([monitor] if facts.binlog else [])]
-    lacking = [name for name in wanted if name not in facts.privileges]
+    wanted = ["RELOAD", *([monitor] if facts.binlog else [])]
+    lacking = [] if "ALL PRIVILEGES" in facts.privileges else [n for n in wanted if n not in facts.privileges]
+    user, _, host = facts.user.partition("@")
+    account = f"'{user}'@'{host}'"
+    todo = []
     if lacking:
-        user, _, host = facts.user.partition("@")
+        todo.append(f"GRANT {', '.join(lacking)} ON *.* TO {account}")
+    for database in databases:
+        here = [n for n in ("SELECT", "SHOW VIEW", "EXECUTE", "TRIGGER", "EVENT") if not facts.may(n, database)]
+        if here:
+            where = "*.*" if everything else f"`{database}`.*"
+            lacking += [name for name in here if name not in lacking]
+            todo.append(f"GRANT {', '.join(here)} ON {where} TO {account}")
+    if databases and not facts.may("SELECT", "mysql"):
+        with server.session() as connection:
+            strange = questions.rows(
+                connection,
+                "select 1 from information_schema.routines where routine_schema in %s and definer <> current_user() limit 1",
+                (tuple(databases),),
+            )
+        if strange and not any("`mysql`.`proc`" in grant for grant in facts.grants):
+            lacking.append("SELECT on mysql.proc")  # else the text of other accounts' routines is not shown
+            todo.append(f"GRANT SELECT ON mysql.proc TO {account}")
+    if lacking:
         missing.add(
             f"the privileges {', '.join(lacking)}",
-            f"{facts.user} has not got them on *.*",
-            f"mariadb -e \"GRANT {', '.join(lacking)} ON *.* TO '{user}'@'{host}'\"",
+            f"{facts.user} has not got them",
+            f'{server.client()} -e "{"; ".join(dict.fromkeys(todo))}"',
         )
 
 
@@ -311,7 +337,7 @@ class _Database:
     def _listen(self, line: bytes) -> bool:
         begun = _TABLE_BEGUN.match(line)
         if begun is not None and begun[1] is not None:
-            self.on_table(begun[1].decode(errors="replace"))
+            self.on_table(f"{self.name}: {begun[1].decode(errors='replace')}")
         return line.startswith(b"-- ")
 
     def begin(self, group: Supervisor) -> None:
@@ -565,7 +591,7 @@ class MariaDBPhysicalSource:
         self._facts = facts = self._server.facts()
         missing = Prerequisites(f"A physical backup of {self.name}")
         self._program = missing.program("mariadb-backup")
-        check_physical(facts, missing)
+        check_physical(self._server, facts, missing)
         if self._program is not None:
             check_program_version(self._program, facts, missing)
         missing.require()
@@ -661,7 +687,7 @@ class MariaDBPhysicalSource:
             self._own.remove()
 
 
-def check_physical(facts: MariaDBFacts, missing: Prerequisites) -> None:
+def check_physical(server: MariaDBServer, facts: MariaDBFacts, missing: Prerequisites) -> None:
     """Note what keeps this account, here and on the server, from copying the server's files."""
     directory = facts.variables.get("datadir", "")
     try:
@@ -681,7 +707,7 @@ def check_physical(facts: MariaDBFacts, missing: Prerequisites) -> None:
         missing.add(
             f"the privileges {', '.join(lacking)}",
             f"{facts.user} has not got them on *.*",
-            f"mariadb -e \"GRANT {', '.join(lacking)} ON *.* TO '{user}'@'{host}'\"",
+            f"{server.client()} -e \"GRANT {', '.join(lacking)} ON *.* TO '{user}'@'{host}'\"",
         )
 
 

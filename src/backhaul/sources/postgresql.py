@@ -30,6 +30,7 @@ from backhaul.databases import postgresql as questions
 from backhaul.databases.postgresql import PostgreSQLServer, ServerFacts
 from backhaul.databases.prerequisites import Prerequisites, Program
 from backhaul.errors import BackhaulError, SourceError
+from backhaul.formats.names import RESTORING
 from backhaul.model.manifest import (
     AFTER,
     DATA,
@@ -74,6 +75,7 @@ class PostgreSQLSource:
         count: whether rows are counted, for a drill to compare.
         on_error_line: told each line of the programs' stderr that is news.
         on_table: told each table as its rows begin.
+        on_phase: told what goes on before that.
         now: the clock.
     """
 
@@ -85,9 +87,11 @@ class PostgreSQLSource:
         count: bool = True,
         on_error_line: Callable[[bytes], None] | None = None,
         on_table: Callable[[str], None] = lambda name: None,
+        on_phase: Callable[[str], None] = lambda text: None,
         now: Callable[[], dt.datetime] = lambda: dt.datetime.now(dt.UTC),
     ) -> None:
         self.name = url.text
+        self._on_phase = on_phase
         self.parallel = streams
         self.total_tables = 0
         self._url = url
@@ -102,6 +106,7 @@ class PostgreSQLSource:
         self._databases: list[_Database] = []
         self._names: list[str] = []
         self._closed: list[str] = []
+        self._unfinished: list[str] = []
         self._started = 0.0
         self._state_of = ""
 
@@ -122,7 +127,9 @@ class PostgreSQLSource:
         self._dump_all = self._server.client("pg_dumpall", facts.major, missing)
         present = [name for name, _ in self._server.databases()]
         self._closed = self._server.closed_to_us() if self._whole_server else []
-        self._names = [n for n in present if n not in self._closed] if self._whole_server else [self._url.database]
+        self._unfinished = [name for name in present if name.endswith(RESTORING)] if self._whole_server else []
+        left_out = (*self._closed, *self._unfinished)
+        self._names = [n for n in present if n not in left_out] if self._whole_server else [self._url.database]
         if not self._whole_server and not self._server.exists(self._url.database):
             missing.add(
                 f"the database {self._url.database!r}",
@@ -161,14 +168,14 @@ class PostgreSQLSource:
             missing.add(
                 f"to see every row of {database!r}",
                 f"row security hides some of {', '.join(filtered[:5])} from {facts.user}",
-                f"psql -d {database} -c 'ALTER ROLE {questions.quoted(facts.user)} BYPASSRLS'",
+                f"{self._server.psql(database)} -c 'ALTER ROLE {questions.quoted(facts.user)} BYPASSRLS'",
             )
         if hidden:
             shown = ", ".join(hidden[:5]) + (f" and {len(hidden) - 5} more" if len(hidden) > 5 else "")
             missing.add(
                 f"the right to read all of {database!r}",
                 f"{facts.user} may not read {shown}",
-                f"psql -d {database} -c 'GRANT pg_read_all_data TO {questions.quoted(facts.user)}'",
+                f"{self._server.psql(database)} -c 'GRANT pg_read_all_data TO {questions.quoted(facts.user)}'",
             )
 
     def open(self, group: Supervisor) -> Sequence[NamedStream]:
@@ -182,6 +189,7 @@ class PostgreSQLSource:
         for name, prefix in zip(self._names, prefixes, strict=True):
             database = _Database(self._server, name, self._dump, count=self._count)
             database.on_error_line, database.on_table = self._on_error_line, self._on_table
+            database.on_phase = self._on_phase
             self._databases.append(database)
             streams += database.streams(f"{prefix}." if prefix else "", 1 if single else self.parallel, whole=single)
             self.total_tables += database.tables
@@ -210,6 +218,8 @@ class PostgreSQLSource:
             remarks.append(f"{self._facts.user} is no superuser: the passwords of roles are not in this backup")
         if self._closed:
             remarks.append(f"{self._facts.user} may not connect to, and this backup has not: {', '.join(self._closed)}")
+        if self._unfinished:
+            remarks.append(f"left out, since a restore into it did not finish: {', '.join(self._unfinished)}")
         if self._whole_server and not self._server.is_empty("template1"):
             remarks.append("template1 was changed; what is in it is not in this backup")
         coordinates = self._databases[0].coordinates if len(self._databases) == 1 else {}
@@ -244,6 +254,7 @@ class _Database:
         self.tables = 0
         self.coordinates: dict[str, str] = {}
         self.on_table: Callable[[str], None] = lambda name: None
+        self.on_phase: Callable[[str], None] = lambda text: None
         self._server = server
         self._dump = dump
         self._count = count
@@ -323,8 +334,10 @@ class _Database:
             # What is an extension's is its own: dumps leave it out, but for what it keeps for its users.
             self._uncounted = extensions
             names = [r.name for r in self._records if r.kind == "table" and r.name not in extensions]
+            self.on_phase(f"sharing locks on the tables of {self.name}, for at most {_LOCK_PATIENCE} s each")
             for start in range(0, len(names), _LOCKED_AT_ONCE):
                 questions.share_locks(connection, names[start : start + _LOCKED_AT_ONCE])
+            self.on_phase("")
         except psycopg.Error as error:
             raise questions.refused(f"Could not fix the state of {self.name!r}", error) from error
         if self._count:
@@ -401,7 +414,7 @@ class _Database:
     def _listen(self, line: bytes) -> bool:
         begun = _TABLE_BEGUN.search(line)
         if begun is not None:
-            self.on_table(begun[1].decode(errors="replace"))
+            self.on_table(f"{self.name}: {begun[1].decode(errors='replace')}")
         return is_chatter(line)
 
     def close(self) -> None:
@@ -588,18 +601,20 @@ def check_physical(server: PostgreSQLServer, facts: ServerFacts, missing: Prereq
     """Note what keeps a server from giving a base backup to stdout."""
     user = questions.quoted(facts.user)
     if not facts.replication:
-        missing.add("the right to replicate", f"{facts.user} has it not", f"psql -c 'ALTER ROLE {user} REPLICATION'")
+        missing.add(
+            "the right to replicate", f"{facts.user} has it not", f"{server.psql()} -c 'ALTER ROLE {user} REPLICATION'"
+        )
     if facts.settings.get("wal_level") == "minimal":
         missing.add(
             "wal_level = replica",
             "it is minimal: what the WAL lacks can't be replayed",
-            "psql -c 'ALTER SYSTEM SET wal_level = replica'  (and restart the server)",
+            f"{server.psql()} -c 'ALTER SYSTEM SET wal_level = replica'  (and restart the server)",
         )
     if facts.settings.get("max_wal_senders") == "0":
         missing.add(
             "a WAL sender",
             "max_wal_senders is 0",
-            "psql -c 'ALTER SYSTEM SET max_wal_senders = 10'  (and restart the server)",
+            f"{server.psql()} -c 'ALTER SYSTEM SET max_wal_senders = 10'  (and restart the server)",
         )
     with server.session() as connection:
         tablespaces = [
@@ -617,7 +632,7 @@ def check_physical(server: PostgreSQLServer, facts: ServerFacts, missing: Prereq
         missing.add(
             "a free replication slot",
             "all of max_replication_slots are in use",
-            "psql -c 'ALTER SYSTEM SET max_replication_slots = 20'  (and restart the server)",
+            f"{server.psql()} -c 'ALTER SYSTEM SET max_replication_slots = 20'  (and restart the server)",
         )
     if tablespaces:
         missing.add(

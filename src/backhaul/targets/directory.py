@@ -22,6 +22,8 @@ import msgspec
 
 from backhaul.databases.prerequisites import Prerequisites, Program, find_program
 from backhaul.errors import TargetError
+from backhaul.formats.names import MANIFEST, is_backup_id
+from backhaul.formats.quantities import format_size
 from backhaul.model.manifest import SourceRecord, StreamRecord
 from backhaul.processes.run import run_program
 from backhaul.targets.base import Target
@@ -30,6 +32,8 @@ from backhaul.targets.file import FileTarget
 from backhaul.targets.sections import Phase, Step
 
 _TOLERATED = ("lost+found",)
+# Directories that are looked into for backups, before they are replaced.
+_MOST_LOOKED_AT = 20_000
 _PREFIX = ".backhaul-restoring-"
 _XATTRS = ("--acls", "--xattrs", "--xattrs-include=*")
 
@@ -70,12 +74,23 @@ class StagedDirectory:
                 f"it holds {', '.join(found[:3])}{' and more' * (len(found) > 3)}",
                 "Name another directory in --into, or say --replace.",
             )
+        backups = _backups_at(self.path)
+        if backups:
+            missing.add(
+                f"a place without backups, and not {self.path}",
+                backups,
+                "Name another directory; --replace is not asked.",
+            )
         server = _server_in(self.path)
         if server:
             missing.add(f"the server in {self.path} to be stopped", server, "Stop it, and restore again.")
         free = shutil.disk_usage(self.path if self.path.exists() else parent).free
         if free < size:
-            missing.add(f"{size} bytes of room there", f"{free} are free", "Make room, or name another place.")
+            missing.add(
+                f"{format_size(size)} of room there",
+                f"{format_size(free)} are free",
+                "Make room, or name another place.",
+            )
 
     def _found(self) -> list[str]:
         if not self.path.is_dir():
@@ -231,6 +246,7 @@ class DirectoryRestore:
     ) -> None:
         self.name = path
         self.remarks: list[str] = []
+        self.shortfalls: list[str] = []
         self._replace = replace
         self._path = path
         self._on_error_line = on_error_line
@@ -301,6 +317,9 @@ class DirectoryRestore:
             self._finish_mariadb(staging)
         elif self._source.kind == "redis":
             self.remarks.append("a server with appendonly yes reads its append-only files instead of dump.rdb")
+        starts = {"postgresql+physical": f"pg_ctl -D {self._path} start", "mariadb+physical": "systemctl start mariadb"}
+        if self._source.kind in starts:
+            self.remarks.append(f"start it, as the account that owns it: {starts[self._source.kind]}")
         owner = self._directory.owner(self._kind.account) if self._kind.account else None
         if owner is not None:
             _chown_tree(staging, *owner)
@@ -342,6 +361,26 @@ class DirectoryRestore:
         """See ``RestoreTarget.abort``."""
         if self._directory is not None:
             self._directory.abort()
+
+
+def _backups_at(path: Path) -> str:
+    """Say which backups or mirrors a path holds, or lies in; or nothing."""
+    for parent in (path, *path.parents):
+        if is_backup_id(parent.name) and (parent / MANIFEST).exists():
+            return f"it lies in the backup {parent}"
+    with contextlib.suppress(OSError):
+        beside = [entry.name for entry in path.parent.iterdir() if is_backup_id(entry.name)]
+        if any((path.parent / name / MANIFEST).exists() for name in beside):
+            return f"it lies in the series {path.parent}"
+    for looked, (directory, names, _) in enumerate(os.walk(path)):
+        held = [name for name in names if is_backup_id(name) and (Path(directory) / name / MANIFEST).exists()]
+        if held:
+            return f"it holds backups: {directory}/{held[0]}"
+        if ".backhaul" in names:
+            return f"it holds a mirror: {directory}"
+        if looked > _MOST_LOOKED_AT:
+            break
+    return ""
 
 
 def _server_in(path: Path) -> str:

@@ -104,6 +104,7 @@ class PostgreSQLRestore:
     ) -> None:
         self.name = url.text
         self.remarks: list[str] = []
+        self.shortfalls: list[str] = []
         self.server = PostgreSQLServer(url)
         self._url = url
         self._options = options
@@ -163,20 +164,22 @@ class PostgreSQLRestore:
                 missing.add(
                     f"the database {restored.final!r} to be empty, or not to exist",
                     f"it holds something on the server at {self.server.address}",
-                    "Name another one in --into, or say --replace.",
+                    "Name another one in --into, or say --replace."
+                    if self._url.database
+                    else "Restore into another server, or say --replace: then all of these are replaced.",
                 )
         if self.server.exists(restored.temporary):
             missing.add(
                 f"the name {restored.temporary!r}",
                 "an interrupted restore of the same backup left it, or another one is under way",
-                f"psql -d postgres -c 'DROP DATABASE {quoted(restored.temporary)}'",
+                f"{self.server.psql()} -c 'DROP DATABASE {quoted(restored.temporary)}'",
             )
         aside = _aside(restored)
         if self.server.exists(aside):
             missing.add(
                 f"the name {aside!r}",
                 f"it is what {restored.final!r} was before an earlier restore replaced it",
-                f"Look into it, and: psql -d postgres -c 'DROP DATABASE {quoted(aside)}'",
+                f"Look into it, and: {self.server.psql()} -c 'DROP DATABASE {quoted(aside)}'",
             )
         with self.server.session() as connection:
             may = questions.one_value(
@@ -186,7 +189,7 @@ class PostgreSQLRestore:
             missing.add(
                 "the right to create databases",
                 f"{self._facts.user} has it not",
-                f"psql -c 'ALTER ROLE {quoted(self._facts.user)} CREATEDB'",
+                f"{self.server.psql()} -c 'ALTER ROLE {quoted(self._facts.user)} CREATEDB'",
             )
 
     def _check_needs(self, restored: _Restored, missing: Prerequisites) -> None:
@@ -213,6 +216,16 @@ class PostgreSQLRestore:
                 if self._globals is not None
                 else "Create them, or say --no-owner to do without.",
             )
+        if not (self._facts.superuser or self._options.no_owner):
+            with self.server.session() as connection:
+                ours = _names(connection, "select rolname from pg_roles where pg_has_role(current_user, oid, 'member')")
+            strange = [role for role in needs.get("owners", ()) if role in roles and role not in ours]
+            if strange:
+                missing.add(
+                    f"membership in {', '.join(strange)}",
+                    f"objects of {restored.record.name!r} belong to them, and {self._facts.user} can't give them away",
+                    "Restore as a superuser, or say --no-owner.",
+                )
         gone = [name for name in needs.get("tablespaces", ()) if name not in tablespaces]
         if gone:
             restored.no_tablespaces = True
@@ -332,7 +345,8 @@ class PostgreSQLRestore:
         begun = _TABLE_BEGUN.search(line)
         if begun is not None:
             self._on_table(begun[1].decode(errors="replace"))
-        return line.startswith(b"pg_restore: ") and not _NEWS.search(line)
+        # (Its workers write into one pipe, and into each other's lines.)
+        return (b"pg_restore:" in line or line.startswith(b" ")) and not _NEWS.search(line)
 
     def _chosen(self, restored: _Restored) -> list[str]:
         """Return the options that restore the rows of the chosen tables, their partitions and their sequences."""
@@ -388,7 +402,7 @@ class PostgreSQLRestore:
                 except psycopg.Error as error:
                     if error.sqlstate not in _SAFE_WHEN_THERE:
                         what = " ".join(statement.split()[:3])
-                        self.remarks.append(f"{what}: {str(error).splitlines()[0]}")
+                        self.shortfalls.append(f"{what}: {str(error).splitlines()[0]}")
 
     def _create(self, restored: _Restored) -> None:
         import psycopg
@@ -499,9 +513,11 @@ class PostgreSQLRestore:
     def _set_aside(self, connection: Connection[Any], restored: _Restored) -> str:
         """Rename what has the name, in the transaction that renames the new one; end its sessions if it may go."""
         aside = _aside(restored)
-        connection.execute(
+        ended = connection.execute(
             "select pg_terminate_backend(pid) from pg_stat_activity where datname = %s", (restored.final,)
-        )
+        ).rowcount
+        if ended > 0:
+            self.remarks.append(f"sessions on {restored.final} were ended: {ended}")
         connection.execute(f"alter database {quoted(restored.final)} rename to {quoted(aside)}".encode())
         return aside
 
@@ -544,7 +560,7 @@ class PostgreSQLRestore:
                     connection.execute(statement.encode())
                 except psycopg.Error as error:
                     what = statement.replace(name, quoted(restored.final))
-                    self.remarks.append(f"{what}: {str(error).splitlines()[0]}")
+                    self.shortfalls.append(f"{what}: {str(error).splitlines()[0]}")
 
     def abort(self) -> None:
         """See ``RestoreTarget.abort``."""

@@ -27,10 +27,14 @@ class Phase(msgspec.Struct, frozen=True):
 
 
 class RestoreTarget(Protocol):
-    """A database or directory that a backup is restored into. Nothing looks finished before ``commit``."""
+    """A database or directory that a backup is restored into. Nothing looks finished before ``commit``.
+
+    ``remarks`` say what its operator may want to know, ``shortfalls`` what of the backup could not be brought back.
+    """
 
     name: str
     remarks: list[str]
+    shortfalls: list[str]
 
     def check(self, source: SourceRecord, streams: Sequence[StreamRecord]) -> None:
         """Make sure that the backup fits, before any of it is read.

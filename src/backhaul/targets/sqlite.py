@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
+import sqlite3
 from collections.abc import Sequence
+from pathlib import Path
+from urllib.parse import quote
 
 from backhaul.databases.prerequisites import Prerequisites
 from backhaul.model.manifest import SourceRecord, StreamRecord
@@ -17,6 +21,8 @@ class SQLiteRestore:
     def __init__(self, path: str, *, replace: bool = False) -> None:
         self.name = path
         self.remarks: list[str] = []
+        self.shortfalls: list[str] = []
+        self._owner: tuple[int, int] | None = None
         self._path = path
         self._replace = replace
         self._stream = ""
@@ -31,12 +37,20 @@ class SQLiteRestore:
                 "it is there, and not empty",
                 "Name another file in --into, or say --replace.",
             )
+        if Path(self._path).is_dir():
+            missing.add(f"{self._path} to be a file", "it is a directory", "Name a file in --into.")
+        elif Path(self._path).is_file():
+            status = os.stat(self._path)
+            self._owner = (status.st_uid, status.st_gid)
+            why = _in_use(self._path)
+            if why:
+                missing.add(f"{self._path} to be in nobody's use", why, "Stop what uses it, or name another file.")
         for suffix in ("-wal", "-journal", "-shm"):
             if os.path.lexists(self._path + suffix):
                 missing.add(
                     f"{self._path}{suffix} to be gone",
                     "it belongs to the database that is there: SQLite would apply it to the restored one",
-                    f"Stop what uses it; sqlite3 {self._path} 'pragma wal_checkpoint(truncate)'; or name another file.",
+                    f"Stop what uses it, then: sqlite3 {self._path} .tables (to open and close it); or name another.",
                 )
         missing.require()
 
@@ -46,9 +60,24 @@ class SQLiteRestore:
 
     def commit(self) -> None:
         """See ``RestoreTarget.commit``. The file had its name as soon as all of it was right."""
+        if self._owner is not None and os.geteuid() == 0:
+            os.chown(self._path, *self._owner)
 
     def abort(self) -> None:
         """See ``RestoreTarget.abort``."""
+
+
+def _in_use(path: str) -> str:
+    """Say why a database can't be locked for us alone, or nothing."""
+    try:
+        with contextlib.closing(sqlite3.connect(f"file:{quote(path)}?mode=rw", uri=True, timeout=0)) as connection:
+            connection.execute("begin exclusive")
+            connection.rollback()
+    except sqlite3.OperationalError as error:
+        return str(error)
+    except sqlite3.DatabaseError:
+        return ""  # it is none
+    return ""
 
 
 def _size(path: str) -> int:
