@@ -11,12 +11,13 @@ The verbs of the command line, as functions::
     with backhaul.open("s3://acme/db7/orders@latest") as file:
         file.seek(-4096, 2)
 
-Verbs: ``push``, ``pull``, ``list``, ``show``, ``verify``, ``clean``, ``doctor``, ``open``, ``keygen``; of mirrors
-``sync``, ``plan``, ``apply``, ``undelete``, ``pull_mirror``, ``verify_mirror``. Options: ``PushOptions``,
-``PullOptions``, ``PlanOptions``, ``ApplyOptions``, ``RunOptions``. Keys: ``read_identities``, ``read_recipients``.
-Streams come from a ``CommandSource``, ``FileSource`` or ``StreamSource``, go to a ``CommandTarget``, ``FileTarget`` or
-``StreamTarget``. Errors are ``backhaul.errors.BackhaulError`` and its subclasses. All but ``push`` load on first use:
-``help(backhaul.pull)`` shows the rest.
+Verbs: ``push``, ``pull``, ``restore``, ``drill``, ``list``, ``show``, ``verify``, ``clean``, ``doctor``,
+``doctor_source``, ``init``, ``open``, ``keygen``; of mirrors ``sync``, ``plan``, ``apply``, ``undelete``,
+``pull_mirror``, ``verify_mirror``. Options: ``PushOptions``, ``SourceOptions``, ``PullOptions``, ``RestoreOptions``,
+``DrillOptions``, ``PlanOptions``, ``ApplyOptions``, ``RunOptions``. Keys: ``read_identities``, ``read_recipients``.
+Streams come from a ``CommandSource``, ``FileSource`` or ``StreamSource``, or from a database (``source_of(URL)``); they
+go to a ``CommandTarget``, ``FileTarget`` or ``StreamTarget``. Errors are ``backhaul.errors.BackhaulError`` and its
+subclasses. All but ``push`` load on first use: ``help(backhaul.pull)`` shows the rest.
 """
 
 from __future__ import annotations
@@ -30,17 +31,27 @@ from backhaul.version import VERSION as __version__
 
 if TYPE_CHECKING:
     from backhaul.formats.age_keys import Identity as Identity
+    from backhaul.model.drill import DrillRecord as DrillRecord
     from backhaul.model.manifest import Manifest as Manifest
     from backhaul.model.results import CleanResult as CleanResult
     from backhaul.model.results import DoctorResult as DoctorResult
+    from backhaul.model.results import DrillResult as DrillResult
+    from backhaul.model.results import InitResult as InitResult
     from backhaul.model.results import KeygenResult as KeygenResult
     from backhaul.model.results import ListResult as ListResult
     from backhaul.model.results import PullResult as PullResult
     from backhaul.model.results import PushResult as PushResult
+    from backhaul.model.results import RestoreResult as RestoreResult
     from backhaul.model.results import ShowResult as ShowResult
     from backhaul.model.results import VerifyResult as VerifyResult
     from backhaul.operations.clean import clean as clean
+    from backhaul.operations.databases import SourceOptions as SourceOptions
+    from backhaul.operations.databases import source_of as source_of
     from backhaul.operations.doctor import doctor as doctor
+    from backhaul.operations.doctor_source import doctor_source as doctor_source
+    from backhaul.operations.drill import DrillOptions as DrillOptions
+    from backhaul.operations.drill import drill as drill
+    from backhaul.operations.init import init as init
     from backhaul.operations.inspect import list_backups as list
     from backhaul.operations.inspect import show_backup as show
     from backhaul.operations.keys import keygen as keygen
@@ -59,8 +70,11 @@ if TYPE_CHECKING:
     from backhaul.operations.pull import pull as pull
     from backhaul.operations.push import PushOptions as PushOptions
     from backhaul.operations.reader import open_stream as open
+    from backhaul.operations.restore import RestoreOptions as RestoreOptions
+    from backhaul.operations.restore import restore as restore
     from backhaul.operations.verify import verify as verify
     from backhaul.sources.base import Source as Source
+    from backhaul.sources.base import SourceSet as SourceSet
     from backhaul.sources.command import CommandSource as CommandSource
     from backhaul.sources.file import FileSource as FileSource
     from backhaul.sources.stream import StreamSource as StreamSource
@@ -101,6 +115,19 @@ _EXPORTS = {
     "verify_mirror": ("backhaul.operations.mirror.verify", "verify_mirror"),
     "open": ("backhaul.operations.reader", "open_stream"),
     "verify": ("backhaul.operations.verify", "verify"),
+    "DrillRecord": ("backhaul.model.drill", "DrillRecord"),
+    "DrillResult": ("backhaul.model.results", "DrillResult"),
+    "InitResult": ("backhaul.model.results", "InitResult"),
+    "RestoreResult": ("backhaul.model.results", "RestoreResult"),
+    "SourceOptions": ("backhaul.operations.databases", "SourceOptions"),
+    "source_of": ("backhaul.operations.databases", "source_of"),
+    "doctor_source": ("backhaul.operations.doctor_source", "doctor_source"),
+    "DrillOptions": ("backhaul.operations.drill", "DrillOptions"),
+    "drill": ("backhaul.operations.drill", "drill"),
+    "init": ("backhaul.operations.init", "init"),
+    "RestoreOptions": ("backhaul.operations.restore", "RestoreOptions"),
+    "restore": ("backhaul.operations.restore", "restore"),
+    "SourceSet": ("backhaul.sources.base", "SourceSet"),
     "Source": ("backhaul.sources.base", "Source"),
     "CommandSource": ("backhaul.sources.command", "CommandSource"),
     "FileSource": ("backhaul.sources.file", "FileSource"),
@@ -118,9 +145,13 @@ __all__ = [
     "CommandSource",
     "CommandTarget",
     "DoctorResult",
+    "DrillOptions",
+    "DrillRecord",
+    "DrillResult",
     "FileSource",
     "FileTarget",
     "Identity",
+    "InitResult",
     "KeygenResult",
     "ListResult",
     "Manifest",
@@ -129,9 +160,13 @@ __all__ = [
     "PullResult",
     "PushOptions",
     "PushResult",
+    "RestoreOptions",
+    "RestoreResult",
     "RunOptions",
     "ShowResult",
     "Source",
+    "SourceOptions",
+    "SourceSet",
     "StreamSource",
     "StreamTarget",
     "Target",
@@ -140,7 +175,10 @@ __all__ = [
     "apply",
     "clean",
     "doctor",
+    "doctor_source",
+    "drill",
     "errors",
+    "init",
     "keygen",
     "list",
     "open",
@@ -150,7 +188,9 @@ __all__ = [
     "push",
     "read_identities",
     "read_recipients",
+    "restore",
     "show",
+    "source_of",
     "sync",
     "undelete",
     "verify",
@@ -158,8 +198,8 @@ __all__ = [
 ]
 
 
-def push(series: str | Sequence[str], source: Source, options: PushOptions | None = None) -> PushResult:
-    """Make one backup from one stream, in one SERIES or in several at once.
+def push(series: str | Sequence[str], source: Source | SourceSet, options: PushOptions | None = None) -> PushResult:
+    """Make one backup from one stream or a set of them, in one SERIES or in several at once.
 
     See ``backhaul.operations.push.push`` for the options, the result and the errors.
     """

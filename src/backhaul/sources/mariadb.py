@@ -211,7 +211,8 @@ def check_logical(
         with server.session() as connection:
             strange = questions.rows(
                 connection,
-                "select 1 from information_schema.routines where routine_schema in %s and definer <> current_user() limit 1",
+                "select 1 from information_schema.routines "
+                "where routine_schema in %s and definer <> current_user() limit 1",
                 (tuple(databases),),
             )
         if strange and not any("`mysql`.`proc`" in grant for grant in facts.grants):

@@ -306,7 +306,7 @@ class MariaDBRestore:
         with self.server.session() as connection:
             present = {(str(u), str(h)) for u, h in rows(connection, "select user, host from mysql.user")}
             for statement in split_statements(script):
-                bare = _VERSIONED.sub(r"\1", statement).strip()
+                bare = _VERSIONED.sub(r"\1", statement).strip().replace(f" WITH ADMIN {_IMPORT_ROLE}", "")
                 match = _ACCOUNT.findall(bare)
                 if _IMPORT_ROLE in bare or not bare.upper().startswith(_OF_ACCOUNTS):
                     continue  # (the role that a dump uses for its own import, and session settings)
