@@ -219,6 +219,7 @@ def test_a_directory_there_and_back(local_cli: Cli) -> None:
     second = local_cli.ok("push", "series", "--from", f"dir://{tree}", "--json").json
     assert first["raw_blake3"] == second["raw_blake3"]
     assert first["raw_size"] < 10_000_000  # holes are no bytes
+    assert first["source"]["size"] == first["raw_size"]
     back = local_cli.directory / "back"
     local_cli.ok("restore", "series", "--into", f"dir://{back}")
     assert described(back) == described(tree)

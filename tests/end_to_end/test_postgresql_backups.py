@@ -292,6 +292,36 @@ def test_a_restore_refuses_what_is_not_empty(pg_cli: Cli, postgres: PostgreSQL, 
     assert [name for name in databases(postgres) if "restoring" in name or "replaced" in name] == []
 
 
+def test_a_pool_that_comes_back_at_once(pg_cli: Cli, postgres: PostgreSQL) -> None:
+    """Clients that reconnect as soon as they are thrown out don't keep a database from being replaced."""
+    series = str(pg_cli.directory / "series")
+    postgres.sql("create database pooled")
+    postgres.sql("create table t as select generate_series(1, 100) n", "pooled")
+    pg_cli.ok("push", series, "--from", postgres.url("pooled"))
+    postgres.sql("insert into t values (0)", "pooled")
+    loop = f"while true; do {PostgreSQL.program('psql')} -X -q -d pooled -c 'select pg_sleep(5)'; done"
+    clients = [
+        subprocess.Popen(
+            ["bash", "-c", loop],
+            env={**os.environ, **postgres.environment},
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
+            start_new_session=True,
+        )
+        for _ in range(6)
+    ]
+    try:
+        time.sleep(0.5)
+        pg_cli.ok("restore", series, "--into", postgres.url("pooled"), "--replace")
+    finally:
+        for client in clients:
+            os.killpg(client.pid, signal.SIGKILL)
+            client.wait()
+    assert postgres.sql("select count(*) from t", "pooled") == "100"
+    assert postgres.sql("select datallowconn from pg_database where datname = 'pooled'") == "t"
+    assert [name for name in databases(postgres) if name.startswith("pooled_")] == []
+
+
 def test_a_damaged_backup_replaces_nothing(pg_cli: Cli, postgres: PostgreSQL) -> None:
     series = pg_cli.directory / "series"
     postgres.sql("create database precious")
@@ -338,6 +368,22 @@ def test_a_restore_that_is_killed_leaves_no_database_of_that_name(pg_cli: Cli, p
         assert again.code == 10
         assert "DROP DATABASE" in again.err
         postgres.sql(f'drop database "{left[0]}" with (force)')
+
+
+def test_a_database_that_somebody_fills_meanwhile_stays(pg_cli: Cli, postgres: PostgreSQL, app: str) -> None:
+    """It was absent when the restore began, and is somebody's when it ends."""
+    series = str(pg_cli.directory / "series")
+    pg_cli.ok("push", series, "--from", postgres.url(app))
+    process = pg_cli.start("restore", series, "--into", postgres.url("theirs"))
+    while "theirs_restoring_backhaul" not in databases(postgres) and process.poll() is None:
+        time.sleep(0.01)
+    postgres.sql("create database theirs")
+    postgres.sql("create table precious as select 1 as one", "theirs")
+    _, err = process.communicate(timeout=60)
+    assert process.returncode == 1, err.decode()
+    assert b"is not empty any more" in err
+    assert postgres.sql("select one from precious", "theirs") == "1"
+    assert [name for name in databases(postgres) if name.startswith("theirs_")] == []
 
 
 def test_only_one_table(pg_cli: Cli, postgres: PostgreSQL, app: str) -> None:

@@ -38,6 +38,11 @@ _ISOLATED = {
 }
 
 
+# What recovery compares with the server that wrote the WAL, and what extensions need to be there.
+LIMITS = ("max_connections", "max_prepared_transactions", "max_worker_processes", "max_locks_per_transaction")
+KEPT_SETTINGS = (*LIMITS, "shared_preload_libraries")
+
+
 class ServerFacts(msgspec.Struct, frozen=True, kw_only=True):
     """What a server says of itself."""
 
@@ -54,6 +59,11 @@ class ServerFacts(msgspec.Struct, frozen=True, kw_only=True):
     def major(self) -> int:
         """The major version."""
         return self.number // 10000
+
+    @property
+    def kept_settings(self) -> dict[str, str]:
+        """What another server needs to run the same data: limits, libraries."""
+        return {name: self.settings[name] for name in KEPT_SETTINGS if self.settings.get(name)}
 
 
 class PostgreSQLServer:

@@ -174,13 +174,6 @@ _POSTGRESQL_OPTIONS = {
     "primary_conninfo": "",
 }
 SUPERUSER = "backhaul_drill"
-# What recovery compares with the server that wrote the WAL.
-POSTGRESQL_LIMITS = (
-    "max_connections",
-    "max_prepared_transactions",
-    "max_worker_processes",
-    "max_locks_per_transaction",
-)
 
 
 class ScratchPostgreSQL(_Server):
@@ -265,7 +258,7 @@ class ScratchPostgreSQL(_Server):
             ServerStartError: it did not come up.
         """
         options = dict(_POSTGRESQL_OPTIONS)
-        options |= {name: settings[name] for name in POSTGRESQL_LIMITS if settings.get(name, "").isdigit()}
+        options |= {name: settings[name] for name in postgresql.LIMITS if settings.get(name, "").isdigit()}
         libraries = Path(self.bin).parent / "lib"
         wanted = [name.strip().strip('"') for name in settings.get("shared_preload_libraries", "").split(",")]
         options["shared_preload_libraries"] = ",".join(n for n in wanted if n and (libraries / f"{n}.so").exists())

@@ -76,7 +76,7 @@ def source_of(
             on_phase=on_phase,
         )
     if url.kind == "postgresql+physical":
-        from backhaul.sources.postgresql import PostgreSQLPhysicalSource
+        from backhaul.sources.postgresql_physical import PostgreSQLPhysicalSource
 
         return PostgreSQLPhysicalSource(url, on_error_line=on_error_line)
     if url.kind == "mariadb":
@@ -84,7 +84,7 @@ def source_of(
 
         return MariaDBSource(url, streams=streams, count=options.count, on_error_line=on_error_line, on_table=on_table)
     if url.kind == "mariadb+physical":
-        from backhaul.sources.mariadb import MariaDBPhysicalSource
+        from backhaul.sources.mariadb_physical import MariaDBPhysicalSource
 
         return MariaDBPhysicalSource(url, threads=streams, on_error_line=on_error_line, on_table=on_table)
     if url.kind == "sqlite":

@@ -137,7 +137,8 @@ class _Examination:
     def postgresql(self) -> None:
         """Look at a PostgreSQL server."""
         from backhaul.databases import postgresql
-        from backhaul.sources.postgresql import PostgreSQLSource, check_physical
+        from backhaul.sources.postgresql import PostgreSQLSource
+        from backhaul.sources.postgresql_physical import check_physical
 
         server = postgresql.PostgreSQLServer(self._url)
         facts = server.facts()
@@ -192,7 +193,8 @@ class _Examination:
     def mariadb(self) -> None:
         """Look at a MariaDB server."""
         from backhaul.databases import mariadb
-        from backhaul.sources.mariadb import check_logical, check_physical, check_program_version, dump_program
+        from backhaul.sources.mariadb import check_logical, dump_program
+        from backhaul.sources.mariadb_physical import check_physical, check_program_version
 
         server = mariadb.MariaDBServer(self._url)
         facts = server.facts()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import datetime as dt
 import os
 import re
 import select
@@ -143,6 +144,11 @@ class SingleStream:
     def abort(self) -> None:
         """See ``SourceSet.abort``."""
         self.source.abort()
+
+
+def utc(time: dt.datetime) -> str:
+    """Return a time as records have it: ISO 8601, UTC, whole seconds."""
+    return time.astimezone(dt.UTC).isoformat(timespec="seconds").replace("+00:00", "Z")
 
 
 def unique_names(texts: Sequence[str]) -> list[str]:

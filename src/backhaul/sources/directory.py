@@ -13,12 +13,13 @@ from backhaul.databases.prerequisites import Prerequisites, Program
 from backhaul.model.manifest import WHOLE, DatabaseRecord, SourceRecord, StreamPart, TableRecord
 from backhaul.model.source_url import SourceUrl
 from backhaul.pipeline.supervisor import Supervisor
-from backhaul.sources.base import NamedStream
+from backhaul.sources.base import NamedStream, utc
 from backhaul.sources.command import CommandSource
 
 # GNU tar's status for "some files differ": they changed while they were read.
 _CHANGED = 1
 _MOST_ENTRIES = 1000
+_TOTALS = re.compile(rb"Total bytes written: (\d+)")
 _NAME = re.compile(rb"^\./([^/]*)(/?)")
 
 
@@ -53,6 +54,7 @@ class DirectorySource:
         self._tar: Program | None = None
         self._entries: dict[str, int] = {}
         self._files = 0
+        self._size = 0
         self._state_of = ""
         self._started = 0.0
 
@@ -72,7 +74,7 @@ class DirectorySource:
         """See ``SourceSet.open``."""
         assert self._tar is not None
         self._started = time.monotonic()
-        self._state_of = self._now().astimezone(dt.UTC).isoformat(timespec="seconds").replace("+00:00", "Z")
+        self._state_of = utc(self._now())
         command = [
             self._tar.path,
             "--create",
@@ -90,6 +92,7 @@ class DirectorySource:
             "--xattrs",
             "--xattrs-include=*",
             "--verbose",
+            "--totals",
             ".",
         ]
         source = CommandSource(
@@ -103,6 +106,10 @@ class DirectorySource:
         return (NamedStream(name="files", source=source, part=StreamPart(section=WHOLE)),)
 
     def _listen(self, line: bytes) -> bool:
+        totals = _TOTALS.match(line)
+        if totals is not None:
+            self._size = int(totals[1])
+            return True
         match = _NAME.match(line)
         if match is None:
             return False
@@ -125,9 +132,10 @@ class DirectorySource:
             address=self._path,
             state_of=self._state_of,
             tools={"tar": self._tar.version},
+            size=self._size,
             seconds=round(time.monotonic() - self._started, 3),
             coordinates={"names": str(self._files)},
-            databases=(DatabaseRecord(name=self._path, tables=entries),),
+            databases=(DatabaseRecord(name=self._path, size=self._size, tables=entries),),
         )
 
     def abort(self) -> None:

@@ -12,7 +12,7 @@ from backhaul.errors import ConfigurationError, SourceError
 from backhaul.model.manifest import WHOLE, DatabaseRecord, ProducerRecord, SourceRecord, StreamPart, TableRecord
 from backhaul.model.source_url import SourceUrl
 from backhaul.pipeline.supervisor import Supervisor
-from backhaul.sources.base import NamedStream
+from backhaul.sources.base import NamedStream, utc
 
 _BUFFER = 1 << 18
 _KEYS = re.compile(r"keys=(\d+)")
@@ -49,7 +49,7 @@ class RedisSource:
 
     def open(self, group: Supervisor) -> Sequence[NamedStream]:
         """See ``SourceSet.open``."""
-        self._state_of = self._now().astimezone(dt.UTC).isoformat(timespec="seconds").replace("+00:00", "Z")
+        self._state_of = utc(self._now())
         self._dump = _Dump(self._url)
         return (NamedStream(name="dump.rdb", source=self._dump, part=StreamPart(section=WHOLE)),)
 

@@ -24,7 +24,7 @@ from backhaul.errors import SourceError
 from backhaul.model.manifest import WHOLE, DatabaseRecord, ProducerRecord, SourceRecord, StreamPart, TableRecord
 from backhaul.model.source_url import SourceUrl
 from backhaul.pipeline.supervisor import Supervisor
-from backhaul.sources.base import NamedStream
+from backhaul.sources.base import NamedStream, utc
 
 _PAGES_AT_ONCE = 4096
 _BUSY_PATIENCE = 60.0
@@ -125,7 +125,7 @@ class _Copy:
         """Make the copy. See ``Source.start``."""
         self._group = group
         self._started = time.monotonic()
-        self.state_of = self._now().astimezone(dt.UTC).isoformat(timespec="seconds").replace("+00:00", "Z")
+        self.state_of = utc(self._now())
         try:
             directory = OwnDirectory("backhaul-sqlite-", self.stage)
         except OSError as error:

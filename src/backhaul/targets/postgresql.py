@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import contextlib
 import functools
-import os
 import re
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -33,10 +32,10 @@ from backhaul.model.manifest import (
     TableRecord,
 )
 from backhaul.model.source_url import SourceUrl
-from backhaul.pipeline.supervisor import Supervisor
 from backhaul.processes.run import run_program
 from backhaul.targets.base import Target
 from backhaul.targets.command import CommandTarget
+from backhaul.targets.in_memory import InMemoryTarget, memory_file
 from backhaul.targets.sections import Phase, Step, TextTarget
 
 if TYPE_CHECKING:
@@ -301,7 +300,7 @@ class PostgreSQLRestore:
             if restored.chosen:
                 self.remarks.append("foreign keys were tried too: there are too many definitions to choose from")
             return self._pipe(restored, stream, self._options_of(restored))
-        return _InMemory(
+        return InMemoryTarget(
             f"pg_restore into {restored.final} ({stream.name})",
             functools.partial(self._restore_after, restored, jobs),
         )
@@ -317,7 +316,7 @@ class PostgreSQLRestore:
             [self._program.path, "--list", archive], "pg_restore --list", environment=self._environment()
         )
         kept = [line for line in listing if b" FK CONSTRAINT " not in line and b" MATERIALIZED VIEW DATA " not in line]
-        with _memory_file(b"\n".join(kept) + b"\n") as use_list:
+        with memory_file(b"\n".join(kept) + b"\n") as use_list:
             self._run(restored, [*options, f"--use-list={use_list}", archive])
         self.remarks.append(
             "only some tables have their rows: foreign keys were left out, materialised views are not filled"
@@ -581,55 +580,9 @@ class PostgreSQLRestore:
             self.remarks.append(f"Left behind, half restored: {', '.join(left)}; drop it.")
 
 
-class _InMemory:
-    """An archive that is kept in memory until it was all right, and can be read at random then. See ``Target``."""
-
-    def __init__(self, name: str, use: Callable[[str], None]) -> None:
-        self.name = name
-        self._use = use
-        self._descriptor = -1
-
-    def start(self, raw_size: int, group: Supervisor) -> None:
-        """See ``Target.start``."""
-        self._descriptor = os.memfd_create("backhaul", os.MFD_CLOEXEC)
-
-    def write(self, data: memoryview) -> None:
-        """See ``Target.write``."""
-        while data:
-            data = data[os.write(self._descriptor, data) :]
-
-    def commit(self) -> None:
-        """See ``Target.commit``."""
-        try:
-            self._use(_path_of(self._descriptor))
-        finally:
-            self.abort()
-
-    def abort(self) -> None:
-        """See ``Target.abort``."""
-        if self._descriptor >= 0:
-            os.close(self._descriptor)
-            self._descriptor = -1
-
-
-@contextlib.contextmanager
-def _memory_file(content: bytes) -> Iterator[str]:
-    descriptor = os.memfd_create("backhaul", os.MFD_CLOEXEC)
-    try:
-        os.write(descriptor, content)
-        yield _path_of(descriptor)
-    finally:
-        os.close(descriptor)
-
-
 def _aside(restored: _Restored) -> str:
     """Return the name that what is replaced has until it is dropped."""
     return restored.temporary.replace("_restoring_", "_replaced_")
-
-
-def _path_of(descriptor: int) -> str:
-    """Return a path by which our children open the file anew, each with a position of its own."""
-    return f"/proc/{os.getpid()}/fd/{descriptor}"
 
 
 def _find_table(record: DatabaseRecord, text: str) -> TableRecord:
