@@ -3,21 +3,19 @@
 from __future__ import annotations
 
 import os
-import random
 import signal
 import subprocess
 import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import pytest
 
 from backhaul.testing.servers import MariaDB
-from tests.conftest import Cli, keys, open_uploads
+from tests.conftest import Cli
 from tests.end_to_end.awkward_databases import fingerprint_mariadb, make_mariadb
-from tests.end_to_end.test_postgresql_backups import descendants_named, kill_at_random
+from tests.end_to_end.test_postgresql_backups import descendants_named, killed_ten_times
 
 
 @pytest.fixture(scope="module")
@@ -216,29 +214,10 @@ def test_only_one_table(cli: Cli, mariadb: MariaDB, app: str) -> None:
 
 
 @pytest.mark.parametrize("physical", [False, True])
-def test_a_producer_that_is_killed_anywhere(
-    cli: Cli, mariadb: MariaDB, app: str, bucket: str, s3: Any, physical: bool
-) -> None:
-    series = f"s3://{bucket}/killed"
+def test_a_producer_that_is_killed_anywhere(cli: Cli, mariadb: MariaDB, app: str, physical: bool) -> None:
     program = "mariadb-backup" if physical else "mariadb-dump"
-    whole = 0
     url = mariadb.url("" if physical else app, physical=physical)
-    for _ in range(10):
-        process = cli.start("push", series, "--from", url, "--limit", "8M", "--compress", "none")
-        hit = kill_at_random(process, program, random.uniform(0, 0.8 if physical else 0.1))
-        _, err = process.communicate(timeout=60)
-        if hit:
-            assert process.returncode == 1, err.decode()
-            assert b"SIGKILL" in err
-        else:
-            assert process.returncode == 0, err.decode()
-            whole += 1
-        assert len(cli.ok("list", series, "--json").json["backups"]) == whole
-    assert whole <= 5
-    if whole == 0:
-        assert keys(s3, bucket) == []
-    assert list(open_uploads(s3, bucket)) == []
-    assert mariadb.sql("select count(*) from information_schema.metadata_lock_info", check=False) in ("", "0")
+    killed_ten_times(cli, url, program, 0.8 if physical else 0.1)
     mariadb.sql("create table if not exists app.unlocked (id int); drop table app.unlocked")  # no lock stays behind
 
 

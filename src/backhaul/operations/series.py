@@ -17,6 +17,7 @@ from backhaul.errors import (
     IntegrityError,
     ObjectNotFoundError,
     PreconditionError,
+    StoreRefusedError,
 )
 from backhaul.formats import drill as drill_format
 from backhaul.formats import manifest as manifest_format
@@ -154,13 +155,12 @@ def read_drills(store: Store, keys: Iterable[str]) -> list[DrillRecord]:
 
 
 def drill_keys(store: Store, backup: str) -> list[str]:
-    """Return the keys of the records of a backup's drills, oldest first."""
+    """Return the keys of the records of a backup's drills, oldest first; none where this account may not list."""
     prefix = names.object_key(backup, "drill-")
-    return sorted(
-        entry.key
-        for entry in store.list(prefix)
-        if (name := names.parse_key(entry.key)) is not None and name.kind == "record"
-    )
+    found = []
+    with contextlib.suppress(StoreRefusedError):
+        found = [entry.key for entry in store.list(prefix)]
+    return sorted(key for key in found if (name := names.parse_key(key)) is not None and name.kind == "record")
 
 
 def committed_backups(store: Store) -> dict[str, list[StoredObject]]:
