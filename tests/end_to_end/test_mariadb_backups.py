@@ -18,13 +18,22 @@ from tests.end_to_end.awkward_databases import fingerprint_mariadb, make_mariadb
 from tests.end_to_end.test_postgresql_backups import descendants_named, killed_ten_times
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="session")
 def app(mariadb: MariaDB) -> str:
     make_mariadb(mariadb, "app")
     return "app"
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(autouse=True)
+def drop_the_rest(mariadb: MariaDB) -> Iterator[None]:
+    """Physical backups and whole servers would grow from test to test."""
+    yield
+    for name in databases(mariadb):
+        if name != "app":
+            mariadb.sql(f"drop database `{name}`")
+
+
+@pytest.fixture(scope="session")
 def other() -> Iterator[MariaDB]:
     server = MariaDB(binlog=False)
     try:

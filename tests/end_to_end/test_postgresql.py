@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import subprocess
+from collections.abc import Iterator
 
 import pytest
 
@@ -36,11 +37,16 @@ insert into "Größe & Maß" select 'k' || n, decode(md5(n::text), 'hex') from g
 """
 
 
-@pytest.fixture(scope="module")
-def database(postgres: PostgreSQL) -> str:
-    postgres.sql("create database app")
-    postgres.sql(SCHEMA, "app")
-    return "app"
+@pytest.fixture
+def database(postgres: PostgreSQL) -> Iterator[str]:
+    names = ("orders", "by_backhaul", "by_hand", "by_psql", "from_damaged")
+    for name in names:
+        postgres.sql(f"drop database if exists {name}")
+    postgres.sql("create database orders")
+    postgres.sql(SCHEMA, "orders")
+    yield "orders"
+    for name in names:
+        postgres.sql(f"drop database if exists {name}")
 
 
 def fingerprint(postgres: PostgreSQL, database: str) -> dict[str, str]:
@@ -80,7 +86,7 @@ def test_a_database_there_and_back(cli: Cli, postgres: PostgreSQL, bucket: str, 
     assert fingerprint(postgres, "by_hand") == before
 
     producer = cli.ok("show", series, "--json").json["manifest"]["producers"][0]
-    assert producer["command"] == ["pg_dump", "-Fc", "-Z0", "app"]
+    assert producer["command"] == ["pg_dump", "-Fc", "-Z0", "orders"]
     assert producer["exit_status"] == 0
 
 

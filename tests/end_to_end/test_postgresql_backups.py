@@ -21,13 +21,22 @@ from tests.conftest import Cli, keys, open_uploads
 from tests.end_to_end.awkward_databases import fingerprint_postgresql, make_postgresql, schema_postgresql
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="session")
 def app(postgres: PostgreSQL) -> str:
     make_postgresql(postgres, "app")
     return "app"
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(autouse=True)
+def drop_the_rest(postgres: PostgreSQL) -> Iterator[None]:
+    """Physical backups and whole clusters would grow from test to test."""
+    yield
+    for name in databases(postgres):
+        if name not in ("app", "postgres"):
+            postgres.sql(f'drop database "{name}" with (force)')
+
+
+@pytest.fixture(scope="session")
 def other() -> Iterator[PostgreSQL]:
     """Another server, for restores of roles and whole clusters."""
     server = PostgreSQL()
