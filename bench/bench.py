@@ -372,7 +372,7 @@ def main() -> None:
             text = directory / "text"
             what = "medians of alternating rounds (one for rclone and aws where they take long)"
             if name == "databases":
-                what = f"{options.rounds} alternating rounds, medians where there are several"
+                what = "one round" if options.rounds == 1 else f"medians of {options.rounds} alternating rounds"
             elif name != "mirror":
                 what = (
                     f"{format_size(options.size)} of dump text, medians of {options.rounds} alternating rounds "
