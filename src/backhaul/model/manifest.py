@@ -138,6 +138,7 @@ class DatabaseRecord(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=Tr
         properties: what its server needs to make it again: encoding, collation, owner and the like.
         settings: statements of its own, with ``{database}`` for its quoted name.
         needs: roles, extensions, plugins and the like that a server must have; names by kind.
+        coordinates: where in the server's log its state is, where each database has a state of its own.
     """
 
     name: str
@@ -146,6 +147,7 @@ class DatabaseRecord(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=Tr
     properties: Mapping[str, str] = {}
     settings: tuple[str, ...] = ()
     needs: Mapping[str, tuple[str, ...]] = {}
+    coordinates: Mapping[str, str] = {}
 
 
 class SourceRecord(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):

@@ -361,7 +361,7 @@ def _remarks(texts: Sequence[str]) -> list[DrillCheck]:
 
 
 def _directory_url(path: str) -> SourceUrl:
-    return SourceUrl(text="a scratch directory", kind="dir", path=path)
+    return SourceUrl(text="a scratch directory", kind="dir", path=path, isolated=True)
 
 
 def _sentence(error: BackhaulError) -> str:

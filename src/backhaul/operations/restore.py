@@ -178,7 +178,7 @@ def target_of(
     if physical and (url.kind in ("dir", "file") or (url.kind == source.kind and url.path not in ("", "/"))):
         from backhaul.targets.directory import DirectoryRestore
 
-        return DirectoryRestore(url.path, replace=options.replace, on_error_line=on_error_line)
+        return DirectoryRestore(url.path, replace=options.replace, on_error_line=on_error_line, hints=not url.isolated)
     wanted = {
         "postgresql": "postgresql:///NEW_DATABASE",
         "mariadb": "mariadb:///NEW_DATABASE",

@@ -384,14 +384,8 @@ class _Database:
 
     def _start_dumps(self, group: Supervisor) -> None:
         """Have every dump begin under the lock, in a limited time: all who write wait for us."""
-        late = threading.Event()
-
-        def give_up() -> None:
-            late.set()
-            for dump in self._dumps:
-                dump.abort()
-
-        timer = threading.Timer(_START_PATIENCE, give_up)
+        # (A stop of the whole run reaches whoever reads, and is raised as its reason.)
+        timer = threading.Timer(_START_PATIENCE, lambda: group.stop(_too_slow(self.name)))
         timer.daemon = True
         timer.start()
         try:
@@ -399,12 +393,9 @@ class _Database:
                 dump.begin(group)
             for dump in self._dumps:
                 dump.wait_for_start()
-        except SourceError as error:
-            raise _too_slow(self.name) if late.is_set() else error from error
         finally:
             timer.cancel()
-        if late.is_set():
-            raise _too_slow(self.name)
+        group.check()
 
     def _count_rows(self, group: Supervisor, connection: Connection[Cursor]) -> None:
         import pymysql
@@ -449,7 +440,7 @@ class _Database:
             )
             for table in self._record.tables
         )
-        return msgspec.structs.replace(self._record, tables=tables)
+        return msgspec.structs.replace(self._record, tables=tables, coordinates=self.coordinates)
 
     def close(self) -> None:
         """End our transaction."""

@@ -14,6 +14,8 @@ import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
+import msgspec
+
 from backhaul.databases import mariadb as questions
 from backhaul.databases.mariadb import MariaDBFacts, MariaDBServer
 from backhaul.databases.prerequisites import Prerequisites, Program
@@ -146,18 +148,34 @@ class MariaDBPhysicalSource:
             if binlog[3]:
                 coordinates["gtid"] = binlog[3]
         self.abort()
+        databases = self._still_there()
         return SourceRecord(
             kind="mariadb+physical",
             server=self._facts.version,
             address=self._server.address,
             state_of=self._state_of,
             tools={"mariadb-backup": self._program.version},
-            size=sum(record.size for record in self._databases),
+            size=sum(record.size for record in databases),
             seconds=round(time.monotonic() - self._started, 3),
             coordinates=coordinates,
-            databases=tuple(self._databases),
+            databases=tuple(databases),
             cluster=True,
         )
+
+    def _still_there(self) -> list[DatabaseRecord]:
+        """Return what was there before and after: of the rest nobody knows whether the backup has it."""
+        with self._server.session() as connection:
+            now = {
+                name: {table.name for table in questions.database_record(connection, name)[0].tables}
+                for name in self._server.databases()
+            }
+        return [
+            msgspec.structs.replace(
+                record, tables=tuple(table for table in record.tables if table.name in now[record.name])
+            )
+            for record in self._databases
+            if record.name in now
+        ]
 
     def abort(self) -> None:
         """See ``SourceSet.abort``."""

@@ -384,7 +384,7 @@ class _Database:
             )
             for record in self._records
         )
-        return msgspec.structs.replace(self._record, tables=tables)
+        return msgspec.structs.replace(self._record, tables=tables, coordinates=self.coordinates)
 
     def command(self, options: list[str]) -> list[str]:
         """Return a ``pg_dump`` of the snapshot."""

@@ -28,7 +28,7 @@ from backhaul.model.manifest import SourceRecord, StreamRecord
 from backhaul.processes.run import run_program
 from backhaul.targets.base import Target
 from backhaul.targets.command import CommandTarget
-from backhaul.targets.file import FileTarget
+from backhaul.targets.file import FileTarget, sync_directory
 from backhaul.targets.sections import Phase, Step
 
 _TOLERATED = ("lost+found",)
@@ -153,7 +153,7 @@ class StagedDirectory:
                 os.rename(aside, self.path)
             raise
         self._begun = False
-        _sync(self.path.parent)
+        sync_directory(self.path.parent)
         if aside is not None:
             shutil.rmtree(aside, ignore_errors=True)
 
@@ -175,10 +175,10 @@ class StagedDirectory:
         try:
             for source, target in moves:
                 if target.name in self._decisive:
-                    _sync(self.path)
+                    sync_directory(self.path)
                 done.append((source, target))
                 os.rename(source, target)
-            _sync(self.path)
+            sync_directory(self.path)
         except BaseException:
             for source, target in reversed(done):
                 if target.exists() and not source.exists():
@@ -235,6 +235,7 @@ class DirectoryRestore:
         path: where to.
         replace: whether what is there may go.
         on_error_line: told each line of the programs' stderr that is news.
+        hints: whether to say what to do next with what was restored.
     """
 
     def __init__(
@@ -243,7 +244,9 @@ class DirectoryRestore:
         *,
         replace: bool = False,
         on_error_line: Callable[[bytes], None] | None = None,
+        hints: bool = True,
     ) -> None:
+        self._hints = hints
         self.name = path
         self.remarks: list[str] = []
         self.shortfalls: list[str] = []
@@ -315,10 +318,10 @@ class DirectoryRestore:
             self._finish_postgresql(staging)
         elif self._source.kind == "mariadb+physical":
             self._finish_mariadb(staging)
-        elif self._source.kind == "redis":
+        elif self._source.kind == "redis" and self._hints:
             self.remarks.append("a server with appendonly yes reads its append-only files instead of dump.rdb")
         starts = {"postgresql+physical": f"pg_ctl -D {self._path} start", "mariadb+physical": "systemctl start mariadb"}
-        if self._source.kind in starts:
+        if self._hints and self._source.kind in starts:
             self.remarks.append(f"start it, as the account that owns it: {starts[self._source.kind]}")
         owner = self._directory.owner(self._kind.account) if self._kind.account else None
         if owner is not None:
@@ -432,14 +435,6 @@ def _sync_tree(path: Path) -> None:
         finally:
             os.close(descriptor)
     os.sync()
-
-
-def _sync(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
 
 
 def _failure(path: Path, error: OSError) -> TargetError:

@@ -75,11 +75,7 @@ class FileTarget:
                 os.fsync(self._descriptor)
                 os.rename(self._temporary, self._path)
                 self._temporary = None
-                directory = os.open(self._path.parent, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-                try:
-                    os.fsync(directory)
-                finally:
-                    os.close(directory)
+                sync_directory(self._path.parent)
         except OSError as error:
             raise self._failure(error) from error
         finally:
@@ -104,3 +100,16 @@ class FileTarget:
             error.strerror or str(error),
             "Check the directory, its owner and its disk.",
         )
+
+
+def sync_directory(path: Path) -> None:
+    """Have the names in a directory on the disk.
+
+    Raises:
+        OSError: the disk refuses.
+    """
+    descriptor = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

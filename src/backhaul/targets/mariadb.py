@@ -41,6 +41,7 @@ _IMPORT_ROLE = "mariadb_dump_import_role"
 _OF_ACCOUNTS = ("CREATE USER", "CREATE ROLE", "GRANT", "ALTER USER", "SET DEFAULT ROLE")
 # (Without the M it is for MySQL, of versions that MariaDB is not.)
 _VERSIONED = re.compile(r"/\*M!\d+ (.*?) ?\*/", re.DOTALL)
+_TO_ROLE = re.compile(r" TO [`']([^`']*)[`'](?!@)")
 _ACCOUNT = re.compile(r"(?:`([^`]*)`|'([^']*)')@(?:`([^`]*)`|'([^']*)')")
 
 
@@ -64,6 +65,7 @@ class _Restored(msgspec.Struct, kw_only=True):
     existed: bool = False
     made_temporary: bool = False
     made_final: bool = False
+    made_aside: bool = False
     marked: bool = False
     swapped: bool = False
 
@@ -312,6 +314,9 @@ class MariaDBRestore:
                     continue  # (the role that a dump uses for its own import, and session settings)
                 if any((one or two, three or four) in present for one, two, three, four in match):
                     continue
+                role = _TO_ROLE.search(bare)
+                if role is not None and (role[1], "") in present:
+                    continue
                 try:
                     rows(connection, bare)
                 except pymysql.Error as error:
@@ -362,6 +367,7 @@ class MariaDBRestore:
             self._mark(connection, restored)
             if old:
                 rows(connection, f"create database {aside}")
+                restored.made_aside = True
             renames = [f"{final}.{quoted(name)} to {aside}.{quoted(name)}" for name in old]
             renames += [f"{temporary}.{quoted(name)} to {final}.{quoted(name)}" for name in new]
             with self._without_triggers(connection, restored.final):
@@ -412,7 +418,8 @@ class MariaDBRestore:
             for restored in self._restored:
                 rows(connection, f"drop table {quoted(restored.final)}.{quoted(MARKER)}")
                 restored.marked = restored.made_final = restored.swapped = False
-                rows(connection, f"drop database if exists {quoted(restored.aside)}")
+                if restored.made_aside:
+                    rows(connection, f"drop database {quoted(restored.aside)}")
         if self._options.only:
             self.remarks.append("only some tables have their rows; foreign keys were not checked")
 
@@ -423,27 +430,36 @@ class MariaDBRestore:
                 if restored.made_temporary:
                     rows(connection, f"drop database {quoted(restored.temporary)}")
                     restored.made_temporary = False
-                if restored.swapped and restored.aside in self.server.databases():
+                if restored.made_aside and not restored.swapped:
+                    rows(connection, f"drop database {quoted(restored.aside)}")  # nothing came into it
+                    restored.made_aside = False
+                if restored.made_aside:
                     self.remarks.append(
                         f"The new tables are in {restored.final!r}, without all of their views and routines; those "
                         f"that were there are in {restored.aside!r}."
                     )
-                elif restored.made_final and self._is_ours(connection, restored):
+                elif not self._is_ours(connection, restored):
+                    if restored.marked:
+                        rows(connection, f"drop table {quoted(restored.final)}.{quoted(MARKER)}")
+                elif restored.made_final:
                     rows(connection, f"drop database {quoted(restored.final)}")
-                elif restored.in_place and restored.marked:
-                    # It was empty when this began.
-                    rows(connection, f"drop database {quoted(restored.final)}")
-                    rows(connection, f"create database {quoted(restored.final)}")
-                elif restored.marked and not restored.swapped:
-                    rows(connection, f"drop table {quoted(restored.final)}.{quoted(MARKER)}")
+                elif restored.marked:
+                    # It was there, and empty, when this began.
+                    self._drop_code(connection, restored.final)
+                    for name in (*_tables(connection, restored.final), MARKER):
+                        rows(connection, f"drop table {quoted(restored.final)}.{quoted(name)}")
                 restored.made_final = restored.marked = False
             if restored.made_temporary:
                 self.remarks.append(f"Left behind, half restored: the database {restored.temporary!r}; drop it.")
 
     def _is_ours(self, connection: Connection[Cursor], restored: _Restored) -> bool:
-        """Tell whether a database that this restore made holds nothing but what it put there."""
+        """Tell whether a database holds nothing but what this restore put there.
+
+        That is nothing before the tables were renamed, but for a database that is restored in place.
+        """
         recorded = {table.name for table in restored.record.tables}
-        return set(_tables(connection, restored.final)) <= recorded
+        own = recorded if restored.swapped or restored.in_place else set()
+        return set(_tables(connection, restored.final)) <= own
 
     @contextlib.contextmanager
     def _statements(self, what: str) -> Iterator[Connection[Cursor]]:

@@ -104,6 +104,7 @@ class PostgreSQLRestore:
         self.name = url.text
         self.remarks: list[str] = []
         self.shortfalls: list[str] = []
+        self._ended: dict[str, int] = {}
         self.server = PostgreSQLServer(url)
         self._url = url
         self._options = options
@@ -145,6 +146,12 @@ class PostgreSQLRestore:
             )
         if self._options.only and len(source.databases) != 1:
             raise UsageError("--only is for a backup of one database", "this one has several", "Leave --only out.")
+        if self._options.only and any(s.part is not None and s.part.section == WHOLE for s in streams):
+            raise UsageError(
+                "--only can't choose from this backup",
+                "it was made with --streams 1: all tables are in one stream",
+                "Restore all of it, and copy the table.",
+            )
         self._globals = next((s for s in streams if s.part is not None and s.part.section == GLOBALS), None)
         for record in source.databases:
             final = named or record.name
@@ -238,6 +245,8 @@ class PostgreSQLRestore:
         if self._options.globals_ and self._globals is not None:
             step = Step(self._globals.name, lambda: TextTarget(f"roles of {self.name}", self._make_globals))
             result.append(Phase("roles", (step,)))
+        elif self._options.globals_:
+            result.append(Phase("roles", (), self._make_plain_roles))
         for restored in self._restored:
             result += self._phases_of(restored, jobs)
         return result
@@ -282,9 +291,12 @@ class PostgreSQLRestore:
         return Step(stream.name, lambda: self._pipe(restored, stream, options))
 
     def _rows(self, restored: _Restored, stream: StreamRecord) -> Target:
-        return self._pipe(restored, stream, [*self._options_of(restored), *self._chosen(restored)])
+        options = [*self._options_of(restored), *self._chosen(restored)]
+        return self._pipe(restored, stream, options, may_stop_early=bool(restored.chosen))
 
-    def _pipe(self, restored: _Restored, stream: StreamRecord, options: list[str]) -> Target:
+    def _pipe(
+        self, restored: _Restored, stream: StreamRecord, options: list[str], *, may_stop_early: bool = False
+    ) -> Target:
         return CommandTarget(
             self._command(restored, options),
             self._on_error_line,
@@ -292,7 +304,7 @@ class PostgreSQLRestore:
             is_chatter=self._listen,
             environment=self._environment(),
             discard_output=True,
-            may_stop_early=bool(restored.chosen),
+            may_stop_early=may_stop_early,
         )
 
     def _after(self, restored: _Restored, stream: StreamRecord, jobs: int) -> Target:
@@ -403,6 +415,25 @@ class PostgreSQLRestore:
                         what = " ".join(statement.split()[:3])
                         self.shortfalls.append(f"{what}: {str(error).splitlines()[0]}")
 
+    def _make_plain_roles(self) -> None:
+        """Make the roles that the server lacks by their names: a backup of a single stream has no more of them."""
+        import psycopg
+
+        wanted = {role for restored in self._restored for role in restored.record.needs.get("roles", ())}
+        with contextlib.closing(self.server.connect(self.server.maintenance)) as connection:
+            lacking = sorted(wanted - _names(connection, "select rolname from pg_roles"))
+            try:
+                for role in lacking:
+                    connection.execute(f"create role {quoted(role)}".encode())
+            except psycopg.Error as error:
+                raise TargetError(
+                    f"Could not make the roles that the backup names at {self.server.address}",
+                    str(error).strip(),
+                    "Make them by hand, or say --no-owner.",
+                ) from error
+        if lacking:
+            self.remarks.append(f"the backup has no roles (--streams 1): made without rights: {', '.join(lacking)}")
+
     def _create(self, restored: _Restored) -> None:
         import psycopg
 
@@ -451,6 +482,7 @@ class PostgreSQLRestore:
                 str(error).strip(),
                 "Nothing of what was there is lost. See who is connected, and restore again.",
             ) from error
+        self.remarks += [f"sessions on {name} were ended: {count}" for name, count in self._ended.items() if count]
         for name in old:
             try:
                 with contextlib.closing(self.server.connect(self.server.maintenance)) as connection:
@@ -515,8 +547,7 @@ class PostgreSQLRestore:
         ended = connection.execute(
             "select pg_terminate_backend(pid) from pg_stat_activity where datname = %s", (restored.final,)
         ).rowcount
-        if ended > 0:
-            self.remarks.append(f"sessions on {restored.final} were ended: {ended}")
+        self._ended[restored.final] = self._ended.get(restored.final, 0) + max(0, ended)
         connection.execute(f"alter database {quoted(restored.final)} rename to {quoted(aside)}".encode())
         return aside
 
