@@ -1,0 +1,1 @@
+"""Jobs: the config of what runs, the runner, its records, holds, the schedule, and who is told."""
