@@ -94,6 +94,10 @@ class FormatError(FailedError):
     """Bytes that should follow one of the formats do not."""
 
 
+class NotifyError(FailedError):
+    """A message could not be delivered, or not to everybody: ``details`` has ``refused`` and ``delivered`` then."""
+
+
 class StoreError(FailedError):
     """A store refused, or could not be reached.
 
