@@ -11,10 +11,11 @@ The verbs of the command line, as functions::
     with backhaul.open("s3://acme/db7/orders@latest") as file:
         file.seek(-4096, 2)
 
-Verbs: ``push``, ``pull``, ``restore``, ``drill``, ``list``, ``show``, ``verify``, ``clean``, ``doctor``,
-``doctor_source``, ``init``, ``open``, ``keygen``; of mirrors ``sync``, ``plan``, ``apply``, ``undelete``,
-``pull_mirror``, ``verify_mirror``. Options: ``PushOptions``, ``SourceOptions``, ``PullOptions``, ``RestoreOptions``,
-``DrillOptions``, ``PlanOptions``, ``ApplyOptions``, ``RunOptions``. Keys: ``read_identities``, ``read_recipients``.
+Verbs: ``push``, ``pull``, ``restore``, ``drill``, ``list``, ``show``, ``verify``, ``prune``, ``clean``,
+``hold_backup``, ``release_backup``, ``doctor``, ``doctor_source``, ``init``, ``open``, ``keygen``; of mirrors ``sync``,
+``plan``, ``apply``, ``undelete``, ``pull_mirror``, ``verify_mirror``. Options: ``PushOptions``, ``SourceOptions``,
+``PullOptions``, ``RestoreOptions``, ``DrillOptions``, ``PruneOptions``, ``PlanOptions``, ``ApplyOptions``,
+``RunOptions``. Keys: ``read_identities``, ``read_recipients``.
 Streams come from a ``CommandSource``, ``FileSource`` or ``StreamSource``, or from a database (``source_of(URL)``); they
 go to a ``CommandTarget``, ``FileTarget`` or ``StreamTarget``. Errors are ``backhaul.errors.BackhaulError`` and its
 subclasses. All but ``push`` load on first use: ``help(backhaul.pull)`` shows the rest.
@@ -31,6 +32,7 @@ from backhaul.version import VERSION as __version__
 
 if TYPE_CHECKING:
     from backhaul.formats.age_keys import Identity as Identity
+    from backhaul.model.backup_hold import BackupHold as BackupHold
     from backhaul.model.drill import DrillRecord as DrillRecord
     from backhaul.model.manifest import Manifest as Manifest
     from backhaul.model.results import CleanResult as CleanResult
@@ -39,11 +41,14 @@ if TYPE_CHECKING:
     from backhaul.model.results import InitResult as InitResult
     from backhaul.model.results import KeygenResult as KeygenResult
     from backhaul.model.results import ListResult as ListResult
+    from backhaul.model.results import PruneResult as PruneResult
     from backhaul.model.results import PullResult as PullResult
     from backhaul.model.results import PushResult as PushResult
     from backhaul.model.results import RestoreResult as RestoreResult
     from backhaul.model.results import ShowResult as ShowResult
     from backhaul.model.results import VerifyResult as VerifyResult
+    from backhaul.operations.backup_hold import hold_backup as hold_backup
+    from backhaul.operations.backup_hold import release_backup as release_backup
     from backhaul.operations.clean import clean as clean
     from backhaul.operations.databases import SourceOptions as SourceOptions
     from backhaul.operations.databases import source_of as source_of
@@ -66,6 +71,8 @@ if TYPE_CHECKING:
     from backhaul.operations.mirror.sync import make_plan as plan
     from backhaul.operations.mirror.sync import sync as sync
     from backhaul.operations.mirror.verify import verify_mirror as verify_mirror
+    from backhaul.operations.prune import PruneOptions as PruneOptions
+    from backhaul.operations.prune import prune as prune
     from backhaul.operations.pull import PullOptions as PullOptions
     from backhaul.operations.pull import pull as pull
     from backhaul.operations.push import PushOptions as PushOptions
@@ -90,6 +97,12 @@ _EXPORTS = {
     "Identity": ("backhaul.formats.age_keys", "Identity"),
     "KeygenResult": ("backhaul.model.results", "KeygenResult"),
     "ListResult": ("backhaul.model.results", "ListResult"),
+    "PruneOptions": ("backhaul.operations.prune", "PruneOptions"),
+    "PruneResult": ("backhaul.model.results", "PruneResult"),
+    "prune": ("backhaul.operations.prune", "prune"),
+    "BackupHold": ("backhaul.model.backup_hold", "BackupHold"),
+    "hold_backup": ("backhaul.operations.backup_hold", "hold_backup"),
+    "release_backup": ("backhaul.operations.backup_hold", "release_backup"),
     "PullResult": ("backhaul.model.results", "PullResult"),
     "PushResult": ("backhaul.model.results", "PushResult"),
     "ShowResult": ("backhaul.model.results", "ShowResult"),
@@ -141,6 +154,7 @@ _EXPORTS = {
 
 __all__ = [
     "ApplyOptions",
+    "BackupHold",
     "CleanResult",
     "CommandSource",
     "CommandTarget",
@@ -156,6 +170,8 @@ __all__ = [
     "ListResult",
     "Manifest",
     "PlanOptions",
+    "PruneOptions",
+    "PruneResult",
     "PullOptions",
     "PullResult",
     "PushOptions",
@@ -178,16 +194,19 @@ __all__ = [
     "doctor_source",
     "drill",
     "errors",
+    "hold_backup",
     "init",
     "keygen",
     "list",
     "open",
     "plan",
+    "prune",
     "pull",
     "pull_mirror",
     "push",
     "read_identities",
     "read_recipients",
+    "release_backup",
     "restore",
     "show",
     "source_of",

@@ -10,7 +10,7 @@ import pytest
 from tools.pages import DIRECTORY, PROVIDERS, pages, providers_page
 
 from backhaul import errors, version
-from backhaul.formats import age, catalog, drill, manifest, mirror_plan, part_sizes, seekable, signature
+from backhaul.formats import age, catalog, drill, hold, manifest, mirror_plan, part_sizes, seekable, signature
 from backhaul.model.drill import FAILED, PROVED, UNTESTED
 from backhaul.model.manifest import SECTIONS
 from backhaul.model.profile import Limits
@@ -50,6 +50,8 @@ def test_the_constants_in_the_format_page() -> None:
         "sections": ", ".join(f"`{section}`" for section in SECTIONS),
         "drill_format": f"`{drill.FORMAT}`",
         "drill_version": f"`{drill.VERSION}`",
+        "hold_format": f"`{hold.FORMAT}`",
+        "hold_version": f"`{hold.VERSION}`",
         "drill_results": ", ".join(f"`{result}`" for result in (PROVED, FAILED, UNTESTED)),
     }
     found = re.findall(r"<!-- (\w+) -->(.+?)<!-- -->", text)

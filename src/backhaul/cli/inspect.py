@@ -89,14 +89,15 @@ Examples:
 @option_json(_JSON_HELP)
 def show(series: str, as_json: bool) -> None:
     """Show one backup: what wrote it, when, its streams, sizes and hashes."""
+    from backhaul.formats.hold import end_of
     from backhaul.formats.manifest import to_document
     from backhaul.operations.inspect import show_backup
 
     result = show_backup(series)
     manifest = result.manifest
     if as_json:
-        drills = [msgspec.to_builtins(drill) for drill in result.drills]
-        print_json("show", {"series": result.series, "manifest": to_document(manifest), "drills": drills})
+        beside = {name: msgspec.to_builtins(getattr(result, name)) for name in ("drills", "holds", "unreadable_holds")}
+        print_json("show", {"series": result.series, "manifest": to_document(manifest), **beside})
         return
     from rich.table import Table
     from rich.text import Text
@@ -141,6 +142,15 @@ def show(series: str, as_json: bool) -> None:
         took = sum(seconds for name, seconds in drill.seconds.items() if name != "checks")
         took_words = f", {format_duration(took)} to restore" if took else ""
         row("drill", f"{drill.started}: {drill.result}{took_words}{f': {drill.why}' if drill.why else ''}")
+    for hold in result.holds:
+        end = end_of(hold)
+        ends = f"until {hold.until}" if end is not None else "without end"
+        over = " (it is over)" if end is not None and end <= dt.datetime.now(dt.UTC) else ""
+        who = " on ".join(name for name in (hold.by, hold.host) if name)
+        words = f"since {hold.since}, {ends}{over}" + (f", by {who}" if who else "")
+        row("hold", words + (f": {hold.reason}" if hold.reason else ""))
+    for key in result.unreadable_holds:
+        row("hold", f"{key} can't be read: the backup is not pruned")
     for producer in manifest.producers:
         how = shlex.join(producer.command) if producer.command else "stdin (how its writer ended is not known)"
         if producer.kind in ("file", "protocol"):

@@ -12,7 +12,7 @@ from typing import Any, NoReturn
 
 import click
 
-from backhaul.cli import doctor, inspect, keys, mirror, pull, push, restore
+from backhaul.cli import doctor, inspect, keys, mirror, prune, pull, push, restore
 from backhaul.cli.command import ExampleGroup
 from backhaul.cli.output import ReportedError, error_document, print_error, print_json
 from backhaul.errors import BackhaulError, ConfigurationError, FailedError, InterruptedByUserError, UsageError
@@ -67,6 +67,7 @@ cli.add_command(restore.drill)
 cli.add_command(inspect.list_)
 cli.add_command(inspect.show)
 cli.add_command(inspect.verify)
+cli.add_command(prune.prune)
 cli.add_command(inspect.clean)
 cli.add_command(mirror.sync)
 cli.add_command(mirror.plan)

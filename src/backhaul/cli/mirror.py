@@ -322,7 +322,7 @@ def _print_plan(summary: PlanSummary, verb: str) -> None:
 
 
 def _refuse(summary: PlanSummary, *, as_json: bool) -> None:
-    from backhaul.operations.mirror.sync import GuardError
+    from backhaul.operations.refused import GuardError
 
     if summary.refusals:
         error = GuardError(summary.refusals)

@@ -4,6 +4,7 @@
     <id>/<stream>.zst.age  and encrypted              <id>/<stream>.age  encrypted as it is
     <id>/<stream>.zst.0001 its first segment, where one object can't hold a stream (formats.part_sizes)
     <id>/manifest.json     the commit record          <id>/claim.json    a run is making this backup
+    <id>/drill-<time>.json what a drill found         <id>/hold-<time>.json   the backup is not to be pruned
 
 An id is the UTC start of the backup, ``20261121T020000Z``.
 """
@@ -27,18 +28,23 @@ ENCRYPTED_SUFFIX = ".age"
 _ID_FORMAT = "%Y%m%dT%H%M%SZ"
 _ID_PATTERN = re.compile(r"\d{8}T\d{6}Z", re.ASCII)
 _STREAM_PATTERN = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.+-]{0,99}", re.ASCII)
+_RECORD = re.compile(r"(drill|hold)-\d{8}T\d{6}Z\.json", re.ASCII)
 _SEGMENT = re.compile(r"\.\d{4,}$", re.ASCII)
 # A stream must not look like one of the other objects, nor like another codec's name of another stream.
 _RESERVED_ENDINGS = (".json", ".zst", ".age")
 
 
 class ObjectName(msgspec.Struct, frozen=True):
-    """What a key within a series means: ``kind`` is ``stream``, ``manifest``, ``claim`` or ``record``."""
+    """What a key within a series means: ``kind`` is ``stream``, ``manifest``, ``claim`` or ``record``.
+
+    ``record`` tells what kind of record it is: ``drill`` or ``hold``.
+    """
 
     kind: str
     id: str
     stream: str = ""
     encrypted: bool = False
+    record: str = ""
 
 
 def backup_id(start: dt.datetime) -> str:
@@ -113,8 +119,9 @@ def parse_key(key: str) -> ObjectName | None:
         return ObjectName("manifest", backup)
     if file == CLAIM:
         return ObjectName("claim", backup)
-    if re.fullmatch(r"drill-\d{8}T\d{6}Z\.json", file, re.ASCII):
-        return ObjectName("record", backup)
+    record = _RECORD.fullmatch(file)
+    if record is not None:
+        return ObjectName("record", backup, record=record[1])
     segment = _SEGMENT.search(file)
     whole = file[: segment.start()] if segment else file
     stream = whole.removesuffix(ENCRYPTED_SUFFIX).removesuffix(COMPRESSED_SUFFIX)

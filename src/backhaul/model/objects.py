@@ -16,7 +16,8 @@ class StoredObject(msgspec.Struct, frozen=True, kw_only=True):
 
     ``etag`` and ``checksum`` (``CRC64NVME:<base64>``) are None where the store gives none;
     ``modified_ns`` is the exact file time on local stores and None elsewhere. ``metadata`` is what was stored with it,
-    where it was asked for by ``stat`` and the store keeps such.
+    where it was asked for by ``stat`` and the store keeps such. ``retained_until`` (UTC) and ``legal_hold`` are its
+    object lock, where it was asked for by ``stat`` and the store says so: who may not know it is told of none.
     """
 
     key: str
@@ -26,6 +27,8 @@ class StoredObject(msgspec.Struct, frozen=True, kw_only=True):
     checksum: str | None = None
     modified_ns: int | None = None
     metadata: Mapping[str, str] = NO_METADATA
+    retained_until: dt.datetime | None = None
+    legal_hold: bool = False
 
 
 class Upload(msgspec.Struct, frozen=True, kw_only=True):

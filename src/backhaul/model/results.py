@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import msgspec
 
+from backhaul.model.backup_hold import BackupHold
 from backhaul.model.drill import DrillRecord
 from backhaul.model.manifest import Manifest, SourceRecord
-from backhaul.model.mirror import Count
+from backhaul.model.mirror import Count, Refusal
 
 
 class KeygenResult(msgspec.Struct, frozen=True, kw_only=True):
@@ -178,11 +179,16 @@ class ListResult(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class ShowResult(msgspec.Struct, frozen=True, kw_only=True):
-    """One backup, from its manifest, and what its drills found, newest last."""
+    """One backup, from its manifest; what its drills found, newest last; and its holds, oldest first.
+
+    ``unreadable_holds`` names records of holds that can't be read: they keep the backup from being pruned all the same.
+    """
 
     series: str
     manifest: Manifest
     drills: tuple[DrillRecord, ...] = ()
+    holds: tuple[BackupHold, ...] = ()
+    unreadable_holds: tuple[str, ...] = ()
 
 
 # Checks that tell another object from the one that was stored; its content may be the same all the same.
@@ -243,6 +249,54 @@ class CleanResult(msgspec.Struct, frozen=True, kw_only=True):
     def removed_size(self) -> int:
         """Bytes freed."""
         return sum(action.size for action in self.removed)
+
+
+class PrunedBackup(msgspec.Struct, frozen=True, kw_only=True):
+    """One backup as ``prune`` judged it.
+
+    Attributes:
+        id: which one.
+        size: stored bytes, of all its objects.
+        reasons: why it stays or goes, all of them.
+        protected: whether it would stay whatever the rules say.
+        problem: why it is not a good one; empty for a good one.
+    """
+
+    id: str
+    size: int
+    reasons: tuple[str, ...]
+    protected: bool = False
+    problem: str = ""
+
+
+class PruneResult(msgspec.Struct, frozen=True, kw_only=True):
+    """What ``prune`` removed (or, as a dry run, would remove) from a series and what stays, oldest first.
+
+    Attributes:
+        series: as it was given.
+        dry_run: whether nothing was done.
+        removed, kept: the backups.
+        freed: bytes of what was removed.
+        free: bytes that are free on the disk now (as a dry run: that would be); None where --keep-free was not asked.
+        refusals: why the guard does not let it pass (of a dry run; else it is an error).
+        problems: what was not done, and why: the run is incomplete.
+        remarks: what its operator may want to know.
+    """
+
+    series: str
+    dry_run: bool
+    removed: tuple[PrunedBackup, ...]
+    kept: tuple[PrunedBackup, ...]
+    freed: int
+    free: int | None = None
+    refusals: tuple[Refusal, ...] = ()
+    problems: tuple[str, ...] = ()
+    remarks: tuple[str, ...] = ()
+
+    @property
+    def complete(self) -> bool:
+        """Whether everything was done that was to be done."""
+        return not self.problems and not self.refusals
 
 
 class Finding(msgspec.Struct, frozen=True, kw_only=True):

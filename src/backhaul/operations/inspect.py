@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 from concurrent.futures import ThreadPoolExecutor
 
 import msgspec
 
-from backhaul.errors import BackhaulError
+from backhaul.errors import BackhaulError, StoreRefusedError
 from backhaul.formats import names
 from backhaul.model.objects import StoredObject
 from backhaul.model.results import BackupSummary, ListResult, ShowResult
@@ -80,14 +81,22 @@ def show_backup(reference: str) -> ShowResult:
         backup = series.find_backup(store, when)
         manifest = series.read_manifest(store, backup)
         drills = series.read_drills(store, series.drill_keys(store, backup))
-        return ShowResult(series=location.text, manifest=manifest, drills=tuple(drills))
+        holds = {}
+        with contextlib.suppress(StoreRefusedError):  # an account that may read but not list
+            holds = {key: series.read_hold(store, key) for key in series.hold_keys(store, backup)}
+        return ShowResult(
+            series=location.text,
+            manifest=manifest,
+            drills=tuple(drills),
+            holds=tuple(hold for hold in holds.values() if hold is not None),
+            unreadable_holds=tuple(key for key, hold in holds.items() if hold is None),
+        )
     finally:
         store.close()
 
 
 def _drills(objects: list[StoredObject]) -> list[str]:
-    parsed = ((entry.key, names.parse_key(entry.key)) for entry in objects)
-    return sorted(key for key, name in parsed if name is not None and name.kind == "record")
+    return sorted(entry.key for entry in objects if series.is_record(entry.key, "drill"))
 
 
 def _summary(backup: str, objects: list[StoredObject]) -> BackupSummary:

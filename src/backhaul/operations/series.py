@@ -17,12 +17,15 @@ from backhaul.errors import (
     IntegrityError,
     ObjectNotFoundError,
     PreconditionError,
+    StoreError,
     StoreRefusedError,
 )
 from backhaul.formats import drill as drill_format
+from backhaul.formats import hold as hold_format
 from backhaul.formats import manifest as manifest_format
 from backhaul.formats import names
 from backhaul.formats.when import When
+from backhaul.model.backup_hold import BackupHold
 from backhaul.model.claim import Claim
 from backhaul.model.drill import DrillRecord
 from backhaul.model.manifest import Manifest
@@ -33,10 +36,11 @@ from backhaul.transforms.digest import crc64nvme, encode_crc64nvme
 
 
 class CommittedBackup(msgspec.Struct, frozen=True):
-    """A manifest as it lies in the store, and what it says."""
+    """A manifest as it lies in the store, and what it says; ``etag`` tells it from whatever replaces it."""
 
     text: bytes
     manifest: Manifest
+    etag: str | None = None
 
 
 def new_claim(now: dt.datetime) -> Claim:
@@ -121,7 +125,7 @@ def read_backup(store: Store, backup: str) -> CommittedBackup:
         raise IntegrityError(f"{where} is not a manifest", f"it has {found.size} bytes", _LIST)
     content = bytes(_read_checked(store, key, found, where))
     try:
-        return CommittedBackup(content, manifest_format.decode(content, where=where, expected_id=backup))
+        return CommittedBackup(content, manifest_format.decode(content, where=where, expected_id=backup), found.etag)
     except FormatError as error:
         raise IntegrityError(error.what, error.why, error.todo) from error
 
@@ -160,7 +164,41 @@ def drill_keys(store: Store, backup: str) -> list[str]:
     found = []
     with contextlib.suppress(StoreRefusedError):
         found = [entry.key for entry in store.list(prefix)]
-    return sorted(key for key in found if (name := names.parse_key(key)) is not None and name.kind == "record")
+    return sorted(key for key in found if is_record(key, "drill"))
+
+
+def is_record(key: str, record: str) -> bool:
+    """Tell whether a key is that of a record of this kind: ``drill`` or ``hold``."""
+    name = names.parse_key(key)
+    return name is not None and name.record == record
+
+
+def hold_keys(store: Store, backup: str) -> list[str]:
+    """Return the keys of the records of a backup's holds, oldest first.
+
+    Raises:
+        StoreError: they could not be listed: it is not known whether there are any.
+    """
+    return sorted(e.key for e in store.list(names.object_key(backup, "hold-")) if is_record(e.key, "hold"))
+
+
+def read_hold(store: Store, key: str) -> BackupHold | None:
+    """Read the record of a hold; None if it can't be read, or was released meanwhile.
+
+    Raises:
+        StoreError: the store did not answer: asked later it may.
+    """
+    where = f"{store.url}/{key}"
+    try:
+        status = store.stat(key)
+        if status is not None and status.size <= hold_format.MAX_SIZE:
+            return hold_format.decode(bytes(_read_checked(store, key, status, where)), where=where)
+    except (FormatError, IntegrityError):
+        pass
+    except StoreError as error:
+        if error.transient:
+            raise
+    return None
 
 
 def committed_backups(store: Store) -> dict[str, list[StoredObject]]:

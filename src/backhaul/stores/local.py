@@ -308,7 +308,7 @@ class LocalStore:
             return
         with self._lock:
             self._made.append(directory)
-        _flush_directory(directory.parent)
+        flush_directory(directory.parent)
 
     def _refuse_another(self, key: str, etag: str) -> None:
         found = self.stat(key)
@@ -345,7 +345,7 @@ class LocalStore:
                     os.unlink(upload.token)
             else:
                 os.rename(upload.token, path)
-            _flush_directory(path.parent)
+            flush_directory(path.parent)
             status = path.stat()
         except OSError as error:
             raise self._translated(error, f"Could not write {path}") from error
@@ -421,7 +421,8 @@ def _free_space(path: Path) -> str:
         return "free space unknown"
 
 
-def _flush_directory(directory: Path) -> None:
+def flush_directory(directory: Path) -> None:
+    """Have the disk keep the names that a directory has now, before anything that is done afterwards."""
     descriptor = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
     try:
         os.fsync(descriptor)

@@ -20,11 +20,10 @@ from backhaul.errors import (
     UsageError,
 )
 from backhaul.formats import catalog, names
-from backhaul.formats.file_names import shown
 from backhaul.formats.mirror_plan import PlanReader, PlanWriter
 from backhaul.formats.timetable import Timetable
 from backhaul.model.location import Location
-from backhaul.model.mirror import FILE, RECYCLE, SENDING, TOMBSTONE, PlanSummary, Refusal
+from backhaul.model.mirror import FILE, RECYCLE, SENDING, TOMBSTONE, PlanSummary
 from backhaul.model.results import MirrorResult
 from backhaul.operations import memory
 from backhaul.operations.journal import machine, state_directory
@@ -35,6 +34,7 @@ from backhaul.operations.mirror.state import MirrorState
 from backhaul.operations.pacing import rate_limit
 from backhaul.operations.places import place_of, series_at
 from backhaul.operations.progress import MirrorProgress
+from backhaul.operations.refused import GuardError
 from backhaul.pipeline.supervisor import Supervisor
 from backhaul.sources.tree import Tree
 from backhaul.stores.base import Store
@@ -42,27 +42,10 @@ from backhaul.stores.open import DEFAULT_PATIENCE, open_store
 from backhaul.stores.retry import RetryPolicy
 
 Now = Callable[[], dt.datetime]
-# Names that a refusal says in its text.
-_NAMES_SAID = 20
 
 
 def _now() -> dt.datetime:
     return dt.datetime.now(dt.UTC)
-
-
-class GuardError(FailedError):
-    """The guard refused a plan. ``refusals`` say why, and what would have been deleted."""
-
-    def __init__(self, refusals: tuple[Refusal, ...]) -> None:
-        first = refusals[0]
-        lines = [first.why, *(f"{refusal.what}: {refusal.why}" for refusal in refusals[1:])]
-        if first.deletes:
-            lines += ["It would have removed:", *map(shown, first.deletes[:_NAMES_SAID])]
-            if len(first.deletes) > _NAMES_SAID:
-                lines.append(f"... and {len(first.deletes) - _NAMES_SAID} more; --json names them")
-        super().__init__(first.what, "\n".join(lines), first.todo)
-        self.refusals = refusals
-        self.details = {"refusals": msgspec.to_builtins(refusals)}
 
 
 class RunOptions(msgspec.Struct, frozen=True, kw_only=True):

@@ -518,6 +518,8 @@ class S3Store:
             etag=reply.get("ETag"),
             checksum=f"{_CHECKSUM}:{checksum}" if checksum else None,
             metadata=reply.get("Metadata", {}),
+            retained_until=reply.get("ObjectLockRetainUntilDate"),
+            legal_hold=reply.get("ObjectLockLegalHoldStatus") == "ON",
         ), reply
 
     def list(self, prefix: str = "", *, after: str = "", until: str | None = None) -> Iterator[StoredObject]:
