@@ -17,6 +17,7 @@ from backhaul.cli.command import ExampleGroup
 from backhaul.cli.output import ReportedError, error_document, print_error, print_json
 from backhaul.errors import BackhaulError, ConfigurationError, FailedError, InterruptedByUserError, UsageError
 from backhaul.formats.redaction import redact_text
+from backhaul.operations import handover
 from backhaul.operations.places import CONFIG_VARIABLE
 from backhaul.version import VERSION
 
@@ -80,11 +81,13 @@ cli.add_command(doctor.doctor)
 
 def run(arguments: list[str]) -> int:
     """Run one command and return its exit status. Every expected failure is printed, none is raised."""
+    handover.take_over()
     as_json = "--json" in (arguments[: arguments.index("--")] if "--" in arguments else arguments)
     try:
         cli.main(arguments, prog_name="backhaul", standalone_mode=False)
         return 0
     except ReportedError as reported:
+        handover.hand(handover.Handed(kind=handover.ERROR, document=error_document(reported.error)))
         print_error(reported.error)
         return reported.error.exit_code
     except BackhaulError as error:
@@ -119,6 +122,7 @@ def run(arguments: list[str]) -> int:
 
 
 def _report(error: BackhaulError, *, as_json: bool, arguments: list[str]) -> int:
+    handover.hand(handover.Handed(kind=handover.ERROR, document=error_document(error)))
     data_on_stdout = arguments[:1] == ["pull"]
     if as_json:
         print_json("error", error_document(error), file=sys.stderr if data_on_stdout else sys.stdout)

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import signal
 import sys
+import threading
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
@@ -10,11 +12,12 @@ import click
 import msgspec
 
 from backhaul.cli.command import Decorated, option_json
-from backhaul.cli.output import ReportedError, console, error_document, print_json
+from backhaul.cli.output import ReportedError, announce, console, error_document, print_json
 from backhaul.errors import IncompleteError, IntegrityError, SkippedError, UsageError
 from backhaul.formats.file_names import shown
 from backhaul.formats.quantities import format_duration, format_size, parse_duration
 from backhaul.formats.timetable import parse_timetable
+from backhaul.operations.handover import STOP_SIGNAL
 
 if TYPE_CHECKING:
     from backhaul.model.mirror import PlanSummary
@@ -122,7 +125,10 @@ def _apply_options(given: dict[str, Any]) -> ApplyOptions:
     from backhaul.operations.mirror.apply import ApplyOptions
 
     length = parse_duration(given["length"]) if given["length"] else None
-    return ApplyOptions(streams=given["streams"], first=given["first"], length=length)
+    # A job's window that ends, or a hold: nothing more is begun, what was begun is finished.
+    stop = threading.Event()
+    signal.signal(STOP_SIGNAL, lambda *_: stop.set())
+    return ApplyOptions(streams=given["streams"], first=given["first"], length=length, stop=stop.is_set)
 
 
 def _run_options(given: dict[str, Any]) -> RunOptions:
@@ -331,6 +337,7 @@ def _refuse(summary: PlanSummary, *, as_json: bool) -> None:
 
 def _report(result: MirrorResult, *, as_json: bool, quiet: bool) -> None:
     error = _error_of(result)
+    announce("sync", result)
     if as_json:
         document = msgspec.to_builtins(result)
         print_json("mirror", {**document, **error_document(error)} if error is not None else document)

@@ -43,6 +43,13 @@ def print_json(kind: str, value: Any, *, file: TextIO | None = None) -> None:
     print(text, file=file or sys.stdout, flush=True)
 
 
+def announce(verb: str, value: Any) -> None:
+    """Tell the job that runs this command, if one does, what came of it."""
+    from backhaul.operations.handover import RESULT, Handed, hand
+
+    hand(Handed(kind=RESULT, verb=verb, document=msgspec.to_builtins(value)))
+
+
 def error_document(error: BackhaulError) -> dict[str, Any]:
     """Return an error as the fields of a JSON object."""
     return {

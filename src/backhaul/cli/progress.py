@@ -54,6 +54,9 @@ class _PushView:
         self._rates: dict[str, Rate] = {}
         self._start = time.monotonic()
 
+    def amounts(self) -> tuple[int, int]:
+        return self._progress.raw, 0
+
     def line(self) -> str:
         now = time.monotonic()
         p = self._progress
@@ -114,6 +117,9 @@ class _PullView:
         self._rate = Rate()
         self._start = time.monotonic()
 
+    def amounts(self) -> tuple[int, int]:
+        return self._progress.raw, self._progress.total
+
     def line(self) -> str:
         now = time.monotonic()
         p = self._progress
@@ -159,6 +165,9 @@ class _MirrorView:
         self._rate = Rate()
         self._start = time.monotonic()
 
+    def amounts(self) -> tuple[int, int]:
+        return self._progress.sent, self._progress.total
+
     def line(self) -> str:
         now = time.monotonic()
         p = self._progress
@@ -199,6 +208,14 @@ def pull_progress(progress: PullProgress, verb: str, *, quiet: bool) -> Iterator
 
 @contextmanager
 def _shown(view: _PushView | _PullView | _MirrorView, *, quiet: bool) -> Iterator[ErrorLine]:
+    from backhaul.operations.handover import reporting
+
+    with reporting(view.amounts), _on_terminal(view, quiet=quiet) as on_error_line:
+        yield on_error_line
+
+
+@contextmanager
+def _on_terminal(view: _PushView | _PullView | _MirrorView, *, quiet: bool) -> Iterator[ErrorLine]:
     stop = threading.Event()
     if quiet:
         yield _plain_line

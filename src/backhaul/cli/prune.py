@@ -8,7 +8,7 @@ import click
 import msgspec
 
 from backhaul.cli.command import option_json
-from backhaul.cli.output import ReportedError, console, error_document, print_error, print_json
+from backhaul.cli.output import ReportedError, announce, console, error_document, print_error, print_json
 from backhaul.errors import BackhaulError, FailedError, IncompleteError
 from backhaul.formats.quantities import format_size, parse_duration, parse_size
 from backhaul.model.results import PruneResult
@@ -121,6 +121,7 @@ def prune(
                 _print(result)
         if error is not None:
             errors.append((place, error))
+    announce("prune", {"dry_run": dry_run, "series": results})
     if as_json:
         print_json("prune", {"dry_run": dry_run, "series": results})
     if not errors:

@@ -7,7 +7,7 @@ from pathlib import Path
 import click
 
 from backhaul.cli.command import TAIL, TailCommand, option_json
-from backhaul.cli.output import ReportedError, console, described, print_json
+from backhaul.cli.output import ReportedError, announce, console, described, print_json
 from backhaul.errors import IncompleteError, InterruptedByUserError, UsageError
 from backhaul.formats.quantities import format_duration, format_size, parse_duration, parse_size
 from backhaul.formats.timetable import parse_timetable
@@ -215,6 +215,7 @@ def push(
         raise InterruptedByUserError(
             "The push was interrupted", f"by {str(interrupt) or 'SIGINT'}", _what_stands(progress)
         ) from interrupt
+    announce("push", result)
     if as_json:
         print_json("push", result)
     elif not quiet:

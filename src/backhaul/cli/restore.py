@@ -6,7 +6,7 @@ import click
 
 from backhaul.cli.command import option_json
 from backhaul.cli.keys import load_identities, option_identity
-from backhaul.cli.output import ReportedError, console, print_drill, print_json
+from backhaul.cli.output import ReportedError, announce, console, print_drill, print_json
 from backhaul.errors import BackhaulError, ConfigurationError, IncompleteError, IntegrityError
 from backhaul.formats.quantities import format_duration, format_size, parse_duration
 from backhaul.model.drill import FAILED, PROVED
@@ -190,6 +190,7 @@ def drill(
     with pull_progress(progress, "restored", quiet=quiet or as_json):
         result = operation(series, options, progress=progress)
     record = result.record
+    announce("drill", result)
     if as_json:
         print_json("drill", result)
     else:

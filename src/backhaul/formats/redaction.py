@@ -41,6 +41,11 @@ _ORACLE = re.compile(r"(?:sqlplus|expdp|impdp|exp|imp)")
 _ORACLE_LOGIN = re.compile(r"(\w+/)[^\s@]+(?=@|$)")
 
 
+def is_secret_name(name: str) -> bool:
+    """Tell whether an option or variable of that name probably holds a secret (and no file's name)."""
+    return re.fullmatch(rf"(?i){_NAME}", name) is not None and not name.lower().endswith(("_file", "_id", "_path"))
+
+
 def redact_identities(text: str) -> str:
     """Mask age identities and private keys, which say themselves what they are: in anything, whoever put them there."""
     return _AGE_IDENTITY.sub(rf"\g<1>{MASK}", _PRIVATE_KEY.sub(rf"\g<1>{MASK}", text))

@@ -19,6 +19,7 @@ from backhaul.formats.age_keys import (
     parse_recipients,
 )
 from backhaul.model.results import KeygenResult
+from backhaul.targets.file import sync_directory
 from backhaul.transforms.encrypt import opened_chunks
 
 Ask = Callable[[str], str]
@@ -52,7 +53,7 @@ def keygen(path: str) -> KeygenResult:
             file.write(text.encode())
             file.flush()
             os.fsync(descriptor)
-        _flush_directory(os.path.dirname(path) or ".")
+        sync_directory(Path(path).parent)
     except OSError as error:
         os.unlink(path)
         raise _unwritable(path, error) from error
@@ -176,14 +177,6 @@ def _read_file(path: str, kind: str) -> bytes:
     if len(content) > _LARGEST_KEY_FILE:
         raise ConfigurationError(f"{path} is no {kind}", "it is far too large", "Name another file.")
     return content
-
-
-def _flush_directory(path: str) -> None:
-    descriptor = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
 
 
 def _unwritable(path: str, error: OSError) -> ConfigurationError:

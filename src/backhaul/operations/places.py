@@ -31,13 +31,7 @@ class _Stores(Mapping[str, Location]):
         if self._found is None:
             self._found = {}
             for path in config_files():
-                try:
-                    text = path.read_text()
-                except (OSError, UnicodeDecodeError) as error:
-                    raise ConfigurationError(
-                        f"{path} can't be read", str(error), "Correct its name or its permissions."
-                    ) from error
-                self._found.update(read_stores(text, str(path)))
+                self._found.update(read_stores(read_text(path), str(path)))
         return self._found
 
     def __getitem__(self, name: str) -> Location:
@@ -58,6 +52,18 @@ def config_files() -> list[Path]:
     home = Path(os.environ.get("XDG_CONFIG_HOME") or Path.home() / ".config")
     candidates = [_SYSTEM / "config.toml", *sorted((_SYSTEM / "conf.d").glob("*.toml")), home / "backhaul/config.toml"]
     return [path for path in candidates if path.is_file()]
+
+
+def read_text(path: Path) -> str:
+    """Return a config file's text.
+
+    Raises:
+        ConfigurationError: it can't be read.
+    """
+    try:
+        return path.read_text()
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigurationError(f"{path} can't be read", str(error), "Correct its name or its permissions.") from error
 
 
 def store_at(text: str) -> Location:

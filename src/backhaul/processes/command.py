@@ -58,6 +58,8 @@ class Command:
         capture_output: whether its stdout is read here (``output``), else it is inherited.
         discard_output: whether its stdout goes nowhere.
         feed_input: whether its stdin is written here (``input``), else it is inherited.
+        discard_input: whether its stdin is empty.
+        output_to, error_to: descriptors that its stdout and stderr are, instead; they stay the caller's to close.
         on_error_line: told each line of its stderr, without the newline; the default passes them on.
         is_chatter: tells lines of its stderr that are no news: they are not passed on, and not among its last words.
         environment: instead of this process's.
@@ -73,6 +75,9 @@ class Command:
         capture_output: bool = False,
         discard_output: bool = False,
         feed_input: bool = False,
+        discard_input: bool = False,
+        output_to: int | None = None,
+        error_to: int | None = None,
         on_error_line: Callable[[bytes], None] | None = None,
         is_chatter: Callable[[bytes], bool] = lambda line: False,
         environment: Mapping[str, str] | None = None,
@@ -84,6 +89,7 @@ class Command:
         self._on_error_line = on_error_line or _pass_on
         self._tail: deque[str] = deque(maxlen=TAIL_LINES)
         self._status: ExitStatus | None = None
+        self.pid = 0
         with contextlib.ExitStack() as ours, contextlib.ExitStack() as theirs:
 
             def pipe() -> tuple[int, int]:
@@ -97,10 +103,12 @@ class Command:
             close_on(theirs, control_reader), close_on(ours, control_writer)
             status_reader, status_writer = pipe()
             close_on(ours, status_reader), close_on(theirs, status_writer)
-            error_reader, error_writer = pipe()
-            close_on(ours, error_reader), close_on(theirs, error_writer)
-            standard_input: int | None = None
-            standard_output: int | None = subprocess.DEVNULL if discard_output else None
+            error_reader, error_writer = -1, error_to if error_to is not None else -1
+            if error_to is None:
+                error_reader, error_writer = pipe()
+                close_on(ours, error_reader), close_on(theirs, error_writer)
+            standard_input: int | None = subprocess.DEVNULL if discard_input else None
+            standard_output: int | None = subprocess.DEVNULL if discard_output else output_to
             hold = -1
             if feed_input:
                 standard_input, self.input = pipe()
@@ -139,10 +147,12 @@ class Command:
             ours.pop_all()
         self._control = control_writer
         self._status_file = os.fdopen(status_reader, "rb", buffering=0)
-        self._error_thread = threading.Thread(
-            target=self._read_errors, args=(error_reader,), name="backhaul-stderr", daemon=True
-        )
-        self._error_thread.start()
+        self._error_thread: threading.Thread | None = None
+        if error_reader >= 0:
+            self._error_thread = threading.Thread(
+                target=self._read_errors, args=(error_reader,), name="backhaul-stderr", daemon=True
+            )
+            self._error_thread.start()
         self._read_start()
 
     @property
@@ -160,7 +170,8 @@ class Command:
         if self._status is None:
             self._status = self._read_end()
             # Something that the command left running may hold its stderr open: its last words are in by then.
-            self._error_thread.join(timeout=2.0)
+            if self._error_thread is not None:
+                self._error_thread.join(timeout=2.0)
         return self._status
 
     def ended_within(self, seconds: float) -> bool:
@@ -168,6 +179,12 @@ class Command:
         if self._status is not None:
             return True
         return bool(select.select([self._status_file], [], [], seconds)[0])
+
+    def send_signal(self, number: signal.Signals) -> None:
+        """Send a signal to the command itself, not to what it started; nothing happens if it has ended."""
+        if self.pid and self._status is None and not self.ended_within(0.0):
+            with contextlib.suppress(ProcessLookupError, PermissionError):
+                os.kill(self.pid, number)
 
     def close_input(self) -> None:
         """Give the command the end of its input: only when the stream was whole."""
@@ -221,9 +238,12 @@ class Command:
 
     def _read_start(self) -> None:
         line = self._status_file.readline().split(b" ", 2)
+        if line[0] == b"started":
+            self.pid = int(line[1])
+            return
         if line[0] == b"error":
             self._status = ExitStatus(error=line[2].decode(errors="replace").strip())
-        elif line[0] != b"started":
+        else:
             self._status = ExitStatus(error="its guardian process ended at once")
             self._guardian.kill()
 

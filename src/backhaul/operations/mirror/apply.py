@@ -91,11 +91,13 @@ class ApplyOptions(msgspec.Struct, frozen=True, kw_only=True):
         streams: requests at once.
         first: which files go first: ``biggest``, ``oldest`` or by ``name``.
         length: seconds after which nothing more is begun; None for no end.
+        stop: asked before each thing that would be begun; once it says so, nothing more is.
     """
 
     streams: int = DEFAULT_STREAMS
     first: str = BIGGEST
     length: float | None = None
+    stop: Callable[[], bool] = lambda: False
 
 
 def memory_bound(options: ApplyOptions, part_size: int) -> MemoryBound:
@@ -167,7 +169,8 @@ class Applier:
         return self._plan.head.root
 
     def _ended(self) -> bool:
-        return self._fatal is not None or (self._deadline is not None and self._clock() >= self._deadline)
+        late = self._deadline is not None and self._clock() >= self._deadline
+        return self._fatal is not None or late or self._options.stop()
 
     def run(self) -> MirrorResult:
         """Do it.

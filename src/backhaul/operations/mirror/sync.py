@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import datetime as dt
-import fcntl
 import os
 import tempfile
 import time
@@ -16,7 +15,6 @@ import msgspec
 from backhaul.errors import (
     ConfigurationError,
     FailedError,
-    LockBusyError,
     UsageError,
 )
 from backhaul.formats import catalog, names
@@ -27,6 +25,7 @@ from backhaul.model.mirror import FILE, RECYCLE, SENDING, TOMBSTONE, PlanSummary
 from backhaul.model.results import MirrorResult
 from backhaul.operations import memory
 from backhaul.operations.journal import machine, state_directory
+from backhaul.operations.locks import locked
 from backhaul.operations.mirror.apply import Applier, ApplyOptions
 from backhaul.operations.mirror.plan import Planner, PlanOptions
 from backhaul.operations.mirror.records import Records
@@ -70,7 +69,7 @@ class _Session:
         self.tree = Tree(directory)
         _refuse_inside(self.tree, self.location)
         if options.lock is not None:
-            stack.enter_context(locked(options.lock))
+            stack.enter_context(locked(options.lock, "Correct --lock."))
         self.place = place_of(self.location)
         self.state = MirrorState(f"{self.place}\0{self.tree.path}", mirror)
         stack.callback(self.state.close)
@@ -165,7 +164,7 @@ def sync(
     length = apply_options.length
 
     def ended() -> bool:
-        return length is not None and time.monotonic() - began >= length
+        return apply_options.stop() or (length is not None and time.monotonic() - began >= length)
 
     with contextlib.ExitStack() as stack:
         session = _Session(stack, directory, mirror, run)
@@ -354,38 +353,6 @@ def _refuse_series(store: Store, text: str) -> None:
             )
         if number > 2000:
             return
-
-
-@contextlib.contextmanager
-def locked(path: str) -> Iterator[None]:
-    """Hold a lock file for the block (flock); its pid is written into it, for people.
-
-    Raises:
-        LockBusyError: another program holds it.
-        ConfigurationError: it can't be opened.
-    """
-    try:
-        descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
-    except OSError as error:
-        raise ConfigurationError(
-            f"The lock file {path} can't be opened", error.strerror or str(error), "Correct --lock."
-        ) from error
-    try:
-        try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError as error:
-            holder = os.pread(descriptor, 40, 0).decode(errors="replace").strip()
-            raise LockBusyError(
-                f"{path} is locked",
-                f"another program holds it{f' (process {holder})' if holder.isdigit() else ''}",
-                "Wait for it to end; what it does must not run beside the mirror.",
-            ) from error
-        with contextlib.suppress(OSError):
-            os.ftruncate(descriptor, 0)
-            os.pwrite(descriptor, f"{os.getpid()}\n".encode(), 0)
-        yield
-    finally:
-        os.close(descriptor)
 
 
 @contextlib.contextmanager

@@ -1,0 +1,204 @@
+"""From the config's files to jobs that can run, and the cards by which they are judged."""
+
+from __future__ import annotations
+
+import os
+import shlex
+import socket
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+from zoneinfo import available_timezones
+
+from backhaul.errors import ConfigurationError, UsageError
+from backhaul.formats.config import DEFAULT_LENGTH, Config, JobSettings, read_config
+from backhaul.formats.job_settings import OWN
+from backhaul.formats.redaction import redact_command, redact_text
+from backhaul.model.job import COMMAND, DRILL, MIRROR, PUSH, Expectations, Job, JobCard
+from backhaul.model.schedule import Window
+from backhaul.operations.places import config_files, read_text
+
+_LOCALTIME = "/etc/localtime"
+_ZONES = "zoneinfo/"
+
+
+def system_zone() -> str:
+    """Return the IANA name of this host's time zone; UTC where nobody can say."""
+    named = os.environ.get("TZ", "").lstrip(":")
+    if named in available_timezones():
+        return named
+    for path in (os.path.realpath(_LOCALTIME), _read_word("/etc/timezone")):
+        name = path.rpartition(_ZONES)[2]
+        if name in available_timezones():
+            return name
+    return "UTC"
+
+
+def _read_word(path: str) -> str:
+    try:
+        return Path(path).read_text().strip()
+    except (OSError, UnicodeDecodeError):
+        return ""
+
+
+def load_config() -> Config:
+    """Read all config files that count.
+
+    Raises:
+        ConfigurationError: with everything that is wrong in all of them.
+    """
+    return read_config([(str(path), read_text(path)) for path in config_files()], system_zone())
+
+
+def settings_of_job(config: Config, name: str) -> JobSettings:
+    """Return a job's settings.
+
+    Raises:
+        UsageError: the config has no such job.
+    """
+    settings = config.jobs.get(name)
+    if settings is None:
+        from difflib import get_close_matches
+
+        close = get_close_matches(name, config.jobs, 1)
+        there = ", ".join(config.jobs) or "none"
+        raise UsageError(
+            f"There is no job {name}",
+            f"did you mean {close[0]}?" if close else f"the config has {there}",
+            "backhaul config show lists them." if config.jobs else "Write one: backhaul init, or [jobs.NAME].",
+        )
+    return settings
+
+
+def job_of(settings: JobSettings, *, known_since: str = "") -> Job:
+    """Return a job, ready to run.
+
+    Args:
+        settings: its own, with the defaults below.
+        known_since: when it was first seen as it is (ISO, UTC).
+    """
+    values = settings.values
+    own = settings.kind != COMMAND
+    stages = (_own_command(settings),) if own else _stages(values)
+    return Job(
+        card=card_of(settings, known_since=known_since),
+        stages=stages,
+        environment=values.get("environment", {}),
+        time_limit=values.get("time_limit"),
+        retries=values.get("retries", 0),
+        backoff=values.get("backoff", 60.0),
+        # (A mirror takes the lock itself: its plan is then made under it, too. For the others the runner does.)
+        lock=values.get("lock"),
+        notify=values.get("notify", ()),
+        notify_all=values.get("notify_mode", "all") == "all",
+        pings=values.get("pings", ()),
+        keep_runs=values.get("keep_runs", 100),
+        log_size=values.get("log_size", 16 << 20),
+        own=own,
+    )
+
+
+def card_of(settings: JobSettings, *, known_since: str = "") -> JobCard:
+    """Return what others must know of a job to judge it. See ``job_of``."""
+    values = settings.values
+    host = socket.gethostname()
+    places = values.get("to") or values.get("series") or ()
+    return JobCard(
+        name=settings.name,
+        host=host,
+        kind=settings.kind,
+        what=_what(settings),
+        window=_window(values["window"]) if "window" in values else None,
+        expectations=Expectations(
+            max_age=values.get("max_age"),
+            max_duration=values.get("max_duration"),
+            least=values.get("min_size"),
+            most=values.get("max_size"),
+            max_drill_age=values.get("max_drill_age"),
+            grace=values.get("grace", 3600.0),
+        ),
+        known_since=known_since,
+        places=(*places, *values.get("records", ())),
+        jitter_of=f"{host} {settings.name}",
+    )
+
+
+def backhaul_command() -> tuple[str, ...]:
+    """Return how this very Backhaul is called."""
+    return (sys.executable, "-m", "backhaul")
+
+
+def _window(values: Mapping[str, Any]) -> Window:
+    return Window(
+        starts=values["start"],
+        length=values.get("length", DEFAULT_LENGTH),
+        days=values.get("days", (0, 1, 2, 3, 4, 5, 6)),
+        at_end=values.get("at_end", "finish"),
+        jitter=values.get("jitter", 0.0),
+        excluded=values.get("excluded", ()),
+        timezone=values["timezone"],
+    )
+
+
+def _stages(values: Mapping[str, Any]) -> tuple[tuple[str, ...], ...]:
+    return values["pipeline"] if "pipeline" in values else (values["command"],)
+
+
+def _own_command(settings: JobSettings) -> tuple[str, ...]:
+    values = settings.values
+    words: list[str] = [*backhaul_command(), _VERBS[settings.kind]]
+    if settings.kind == MIRROR:
+        words += [values["directory"], *values["to"]]
+    else:
+        words += [*(values.get("to") or values["series"])]
+    for setting in OWN:
+        if settings.kind in setting.kinds and setting.option and setting.key in values:
+            words += _as_option(setting.option, values[setting.key])
+    if "from" in values:
+        words += ["--from", values["from"]]
+    if "command" in values:
+        words += ["--", *values["command"]]
+    return tuple(words)
+
+
+_VERBS = {PUSH: "push", MIRROR: "sync", DRILL: "drill", "prune": "prune"}
+
+
+def _as_option(option: str, value: Any) -> list[str]:
+    if value is True:
+        return [option]
+    if value is False:
+        return []
+    if isinstance(value, tuple):
+        return [word for item in value for word in (option, *(item if isinstance(item, tuple) else (item,)))]
+    return [option, str(value)]
+
+
+def _what(settings: JobSettings) -> str:
+    values = settings.values
+    places = ", ".join(redact_text(place) for place in values.get("to") or values.get("series") or ())
+    if settings.kind == PUSH:
+        source = values.get("from") or shlex.join(redact_command(values.get("command", ())))
+        return f"push {redact_text(source)} to {places}"
+    if settings.kind == MIRROR:
+        return f"mirror {values['directory']} to {places}"
+    if settings.kind == COMMAND:
+        return " | ".join(shlex.join(redact_command(stage)) for stage in _stages(values))
+    return f"{settings.kind} {places}"
+
+
+def check_config() -> Config:
+    """Read the config, and look at what only this host can tell.
+
+    Raises:
+        ConfigurationError: with everything that is wrong, or there is no config at all.
+    """
+    config = load_config()
+    if not config.files:
+        raise ConfigurationError(
+            "There is no config",
+            "neither /etc/backhaul/config.toml nor conf.d nor ~/.config/backhaul/config.toml is there",
+            "Make one: backhaul init; or name one: backhaul --config FILE ...",
+        )
+    return config

@@ -1,0 +1,223 @@
+"""The log of a run: each line with its time and whether it was stdout (O), stderr (E) or Backhaul itself (B).
+
+::
+
+    2026-11-21T22:00:01.123+01:00 O 42 rows copied
+
+It is bounded: its first quarter is kept, and of the rest the end, in two files that take turns; ``close`` makes one of
+them. A line of more than 64 KiB is cut into several. A disk that is full ends the log, never the run.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import datetime as dt
+import os
+import re
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
+from pathlib import Path
+from typing import BinaryIO
+
+from backhaul.formats.redaction import MASK, redact_text
+
+OUTPUT, ERROR, OWN = b"O", b"E", b"B"
+LAST_LINES = 30
+_LONGEST_LINE = 1 << 16
+# A line of the last words that goes into records and messages.
+_LONGEST_WORD = 500
+# A secret of the config that is shorter is no secret: masking it would garble everything.
+_SHORTEST_SECRET = 6
+# What may be a secret looks like one of these; only such lines are looked at closely.
+_SUSPECT = re.compile(
+    rb"(?i)pass|pwd|secret|token|credential|api[_-]?key|access[_-]?key|authorization|bearer|basic |private key|"
+    rb"://[^\s/]*:|(?:mysql|mariadb|redis|mongo|curl|openssl|gpg|zip)"
+)
+
+
+class RunLog:
+    """See the module. Not thread-safe: one loop writes it.
+
+    Args:
+        path: the file; None keeps the last lines only.
+        size: most bytes on the disk.
+        echo: given each stamped line, with its tag; None for nothing.
+        secrets: texts that are masked wherever they stand.
+        now: the clock (aware, of this host's zone).
+    """
+
+    def __init__(
+        self,
+        path: Path | None,
+        size: int,
+        *,
+        echo: Callable[[bytes, bytes], None] | None = None,
+        secrets: Iterable[str] = (),
+        now: Callable[[], dt.datetime] = lambda: dt.datetime.now().astimezone(),
+    ) -> None:
+        self.problem = ""
+        self.lines = 0
+        self.bytes = 0
+        self._path = path
+        self._echo = echo
+        self._now = now
+        self._secrets = [text.encode() for text in secrets if len(text) >= _SHORTEST_SECRET]
+        self._rest: dict[bytes, bytes] = {}
+        self._last: deque[tuple[bytes, bytes]] = deque(maxlen=LAST_LINES)
+        self._head = size // 4
+        self._turn = max((size - self._head) // 2, _LONGEST_LINE)
+        self._file: BinaryIO | None = None
+        self._written = 0
+        self._turns = 0
+        self._dropped = 0
+        if path is not None:
+            try:
+                path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+                self._file = open(path, "wb", buffering=0)  # noqa: SIM115 - for the life of the log
+            except OSError as error:
+                self._failed(error)
+
+    @property
+    def cut(self) -> bool:
+        """Whether lines were left out."""
+        return self._dropped > 0
+
+    @property
+    def last_words(self) -> str:
+        """The last lines of stderr, or of stdout where it said nothing; secrets masked."""
+        for tag in (ERROR, OUTPUT):
+            lines = [line for of, line in self._last if of == tag]
+            if lines:
+                return "\n".join(line.decode(errors="replace")[:_LONGEST_WORD] for line in lines[-10:])
+        return ""
+
+    def write(self, tag: bytes, data: bytes) -> None:
+        """Take what a program wrote; lines that are not ended wait for their end."""
+        data = self._rest.pop(tag, b"") + data
+        lines = data.splitlines(keepends=True)
+        if lines and not lines[-1].endswith((b"\n", b"\r")):
+            if len(lines[-1]) < _LONGEST_LINE:
+                self._rest[tag] = lines.pop()
+        elif lines and lines[-1].endswith(b"\r") and not lines[-1].endswith(b"\n"):
+            # Its newline may be the next byte.
+            self._rest[tag] = lines.pop()
+        self._write_lines(tag, [line.rstrip(b"\r\n") for line in lines])
+
+    def say(self, text: str) -> None:
+        """Write a line of Backhaul's own."""
+        self._write_lines(OWN, [line.encode(errors="backslashreplace") for line in text.splitlines()])
+
+    def close(self) -> None:
+        """Write what waits, and make one file of the pieces."""
+        for tag in list(self._rest):
+            self._write_lines(tag, [self._rest.pop(tag).rstrip(b"\r\n")])
+        if self._file is None:
+            return
+        try:
+            self._join()
+            os.fsync(self._file.fileno())
+        except OSError as error:
+            self._failed(error)
+        finally:
+            if self._file is not None:
+                self._file.close()
+                self._file = None
+
+    def _write_lines(self, tag: bytes, lines: list[bytes]) -> None:
+        if not lines:
+            return
+        stamp = self._now().isoformat(timespec="milliseconds").encode() + b" " + tag + b" "
+        clean = list(self._masked(lines))
+        self.lines += len(clean)
+        self._last.extend((tag, line) for line in clean[-LAST_LINES:])
+        text = b"".join([stamp + line + b"\n" for line in clean])
+        self.bytes += len(text)
+        self._keep(text)
+        if self._echo is not None:
+            self._echo(tag, text)
+
+    def _masked(self, lines: list[bytes]) -> Iterator[bytes]:
+        for line in lines:
+            for start in range(0, max(len(line), 1), _LONGEST_LINE):
+                piece = line[start : start + _LONGEST_LINE]
+                for secret in self._secrets:
+                    piece = piece.replace(secret, MASK.encode())
+                if _SUSPECT.search(piece):
+                    text = redact_text(piece.decode(errors="surrogateescape"))
+                    piece = text.encode(errors="surrogateescape")
+                yield piece
+
+    def _keep(self, text: bytes) -> None:
+        if self._file is None:
+            return
+        assert self._path is not None
+        limit = self._turn if self._turns else self._head
+        try:
+            while text:
+                room = limit - self._written
+                if room < len(text):
+                    # Whole lines only: a piece ends where a line does.
+                    fits = text.rfind(b"\n", 0, max(room, 0)) + 1
+                    self._put(text[:fits])
+                    text = text[fits:]
+                    self._next_piece()
+                    limit = self._turn
+                    if len(text) > limit:
+                        # More at once than a piece holds: its end alone counts.
+                        begin = text.find(b"\n", len(text) - limit) + 1
+                        self._dropped += begin
+                        text = text[begin:]
+                    continue
+                self._put(text)
+                return
+        except OSError as error:
+            self._failed(error)
+
+    def _put(self, text: bytes) -> None:
+        assert self._file is not None
+        view = memoryview(text)
+        while view:
+            done = self._file.write(view) or 0
+            view = view[done:]
+        self._written += len(text)
+
+    def _piece(self, turn: int) -> Path:
+        assert self._path is not None
+        return self._path.with_name(f"{self._path.name}.{turn % 2}")
+
+    def _next_piece(self) -> None:
+        self._turns += 1
+        path = self._piece(self._turns)
+        if self._turns > 2:
+            with contextlib.suppress(OSError):
+                self._dropped += path.stat().st_size
+        if self._file is not None:
+            self._file.close()
+        self._file = open(path, "wb", buffering=0)  # noqa: SIM115 - for the life of the log
+        self._written = 0
+
+    def _join(self) -> None:
+        """Append the pieces to the head, in order."""
+        if not self._turns:
+            return
+        assert self._path is not None
+        assert self._file is not None
+        self._file.close()
+        self._file = open(self._path, "ab", buffering=0)  # noqa: SIM115
+        if self._dropped:
+            note = f"... {self._dropped} bytes were left out here ..."
+            stamp = self._now().isoformat(timespec="milliseconds")
+            self._put(f"{stamp} {OWN.decode()} {note}\n".encode())
+        for turn in range(max(self._turns - 1, 1), self._turns + 1):
+            path = self._piece(turn)
+            with open(path, "rb") as piece:
+                while data := piece.read(1 << 20):
+                    self._put(data)
+            path.unlink()
+
+    def _failed(self, error: OSError) -> None:
+        self.problem = f"the log can't be kept: {error.strerror or error}"
+        if self._file is not None:
+            with contextlib.suppress(OSError):
+                self._file.close()
+            self._file = None
