@@ -23,6 +23,7 @@ import msgspec
 from backhaul.errors import (
     BackhaulError,
     BackupNotFoundError,
+    IntegrityError,
     PreconditionError,
     StoreError,
     UsageError,
@@ -55,10 +56,12 @@ from backhaul.stores.base import Store
 from backhaul.stores.local import flush_directory
 from backhaul.stores.open import DEFAULT_PATIENCE, open_store
 from backhaul.stores.retry import RetryPolicy
+from backhaul.transforms.digest import crc64nvme
 
 _PARALLEL_QUESTIONS = 16
 # Some file systems give room back late: how long it is waited for, in seconds.
 _SETTLING = (0.5, 1.0, 2.0, 4.0)
+_CHANGED = "its manifest is another one than a moment ago"
 
 T = TypeVar("T")
 R = TypeVar("R")
@@ -350,37 +353,62 @@ class _Run:
     def _remove(self, backup: PlannedBackup) -> bool:
         """Remove one backup, unless something happened to it since it was looked at; tell whether it went."""
         manifest = names.object_key(backup.id, names.MANIFEST)
-        # Listed anew: a hold may have come since, and a drill's record.
-        objects = list(self._store.list(names.object_key(backup.id, "")))
-        parsed = [(entry.key, name) for entry in objects if (name := names.parse_key(entry.key)) is not None]
-        if manifest not in (key for key, _ in parsed):
-            self._vanished.add(backup.id)
-            self._remarks.append(f"{backup.id} was removed by another run meanwhile")
-            return False
-        now = self._now()
-        for key, name in parsed:
-            if name.record == "hold" and (words := hold_in_words(series.read_hold(self._store, key), now)):
-                self._spared[backup.id] = words
-                return False
+        # Looked at anew: a hold may have come since, or a drill's record.
+        objects = self._objects_of(backup.id)
+        if manifest not in objects:
+            return self._gone_already(backup)
+        held = self._held(objects)
+        if held:
+            return self._spare(backup, held)
         try:
+            text = series.read_backup(self._store, backup.id).text
             self._store.delete(manifest, etag=self._etags[backup.id])
-        except PreconditionError:
-            self._spared[backup.id] = "its manifest is another one than a moment ago"
-            self._problems.append(f"{backup.id} stays: {self._spared[backup.id]}")
-            return False
-        self._removed.append(backup)
+        except BackupNotFoundError:
+            return self._gone_already(backup)
+        except (PreconditionError, IntegrityError):
+            self._problems.append(f"{backup.id} stays: {_CHANGED}")
+            return self._spare(backup, _CHANGED)
         if self._location.kind == "local":
             # Not even a power cut may leave a manifest whose streams are gone.
             with contextlib.suppress(FileNotFoundError):
                 flush_directory(Path(self._location.path, backup.id))
+        # Whoever sets a hold looks for the manifest after he has written it: one of the two sees the other.
+        objects = self._objects_of(backup.id)
+        held = self._held(objects)
+        if held:
+            with contextlib.suppress(PreconditionError):
+                self._store.put(manifest, text, crc64nvme(text), if_absent=True)
+            return self._spare(backup, held)
+        self._removed.append(backup)
         try:
-            for key, _ in sorted(parsed, key=lambda pair: (pair[1].kind == "claim", pair[0])):
+            for key in sorted(objects, key=lambda key: (objects[key].kind == "claim", key)):
                 if key != manifest:
                     self._store.delete(key)
         except StoreError:
             self._remarks.append(f"of {backup.id} something is left: backhaul clean {self._location.text}")
             raise
         return True
+
+    def _objects_of(self, backup: str) -> dict[str, names.ObjectName]:
+        listed = self._store.list(names.object_key(backup, ""))
+        return {entry.key: name for entry in listed if (name := names.parse_key(entry.key)) is not None}
+
+    def _held(self, objects: dict[str, names.ObjectName]) -> str:
+        """Return the first hold of a backup that lasts, in words."""
+        now = self._now()
+        for key, name in objects.items():
+            if name.record == "hold" and (words := hold_in_words(series.read_hold(self._store, key), now)):
+                return words
+        return ""
+
+    def _spare(self, backup: PlannedBackup, why: str) -> bool:
+        self._spared[backup.id] = why
+        return False
+
+    def _gone_already(self, backup: PlannedBackup) -> bool:
+        self._vanished.add(backup.id)
+        self._remarks.append(f"{backup.id} was removed by another run meanwhile")
+        return False
 
     # -- what came of it -----------------------------------------------------------------------------------
 
