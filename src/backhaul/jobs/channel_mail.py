@@ -117,13 +117,24 @@ class Mail(OpenChannel):
                 client.starttls(context=context)
             if password:
                 client.login(self.channel.text("user"), password)
-            refused: _Refused = client.send_message(mail)
+            refused = self._hand_over(client, mail)
             # The mail is theirs now: whatever comes of the farewell, it must not look undelivered.
             with contextlib.suppress(OSError):
                 client.putcmd("quit")
             return refused
         finally:
             client.close()
+
+    def _hand_over(self, client: smtplib.SMTP, mail: EmailMessage) -> _Refused:
+        sender, *recipients = self._addresses(self.channel.text("from"), *self._recipients())
+        if all(address.isascii() for address in (sender, *recipients)):
+            # Not send_message, which makes ">From" of the beginning of a line for these.
+            return client.sendmail(sender, recipients, mail.as_bytes())
+        return client.send_message(mail)
+
+    @staticmethod
+    def _addresses(*texts: str) -> list[str]:
+        return [found.addr_spec for text in texts if (found := parse_address(text)) is not None]
 
     def _connect(self, context: ssl.SSLContext | None, deadline: Deadline) -> smtplib.SMTP:
         host, port = self.channel.text("host"), int(self.channel.number("port"))
@@ -132,7 +143,7 @@ class Mail(OpenChannel):
         return _Client(deadline, host, port)
 
     def _say_refused(self, place: str, refused: _Refused, masks: Masks) -> None:
-        everybody = [found.addr_spec for text in self._recipients() if (found := parse_address(text)) is not None]
+        everybody = self._addresses(*self._recipients())
         delivered = [address for address in everybody if address not in refused]
         why = "\n".join(f"{address}: {_reply(*reply)}" for address, reply in refused.items())
         todo = f"Correct `to` of [notify.{self.name}], or have the mail server take them."

@@ -6,7 +6,9 @@ import importlib
 import logging
 import os
 import threading
+import warnings
 from types import ModuleType
+from typing import Any
 
 from backhaul.errors import ConfigurationError
 from backhaul.jobs.channel_base import Masks, OpenChannel
@@ -48,7 +50,12 @@ class Apprise(OpenChannel):
     def __init__(self, channel: Channel) -> None:
         super().__init__(channel)
         try:
-            self._library: ModuleType = importlib.import_module("apprise")
+            # Its plug-ins are loaded with the first URL. That takes a while, and some import what Python is about to
+            # drop: neither is news.
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")
+                self._library: ModuleType = importlib.import_module("apprise")
+                self._library.Apprise.instantiate("json://localhost")
         except ImportError as error:
             raise ConfigurationError(
                 f"[notify.{channel.name}] can't be used",
@@ -77,6 +84,16 @@ class Apprise(OpenChannel):
             error.details |= {"refused": [service for service, _ in failed], "delivered": list(done)}
             raise error
 
+    def _asset(self) -> Any:
+        """Return settings by which Apprise does its work on the thread that asks.
+
+        For a time limit of its own it would take a thread that the end of this process waits for.
+        """
+        try:
+            return self._library.AppriseAsset(service_timeout=0)
+        except (AttributeError, TypeError):  # before 2.0, which knows no such limit
+            return self._library.AppriseAsset()
+
     def _too_late(self) -> str:
         return f"it was not done within {self.timeout:g} s"
 
@@ -97,16 +114,20 @@ class Apprise(OpenChannel):
                 if deadline.over:
                     return
                 heard.lines.clear()
-                service = self._library.Apprise()
-                if not service.add(url):
-                    failed.append((_service(url), "Apprise doesn't know what to do with this URL"))
+                try:
+                    service = self._library.Apprise(asset=self._asset())
+                    if not service.add(url):
+                        failed.append((_service(url), "Apprise doesn't know what to do with this URL"))
+                        continue
+                    taken = service.notify(
+                        body=message.text or message.subject,
+                        title=message.subject,
+                        notify_type=level.get(message.state, "failure" if message.failure else "warning"),
+                        body_format="text",
+                    )
+                except Exception as error:  # noqa: BLE001 - its plug-ins are by many hands, and the others go on
+                    failed.append((_service(url), f"{type(error).__name__} in Apprise"))
                     continue
-                taken = service.notify(
-                    body=message.text or message.subject,
-                    title=message.subject,
-                    notify_type=level.get(message.state, "failure" if message.failure else "warning"),
-                    body_format="text",
-                )
                 if taken:
                     done.append(_service(url))
                 else:

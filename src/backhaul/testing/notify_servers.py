@@ -165,6 +165,7 @@ class MailServer:
             tls_context=starttls,
             authenticator=check if self.login is not None else None,
             auth_require_tls=False,
+            auth_exclude_mechanism=None if self.login is not None else ["LOGIN", "PLAIN"],
             enable_SMTPUTF8=True,
             loop=self._loop,
         )
