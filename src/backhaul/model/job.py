@@ -132,6 +132,7 @@ class RunRecord(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
         backups: ids of the backups that it made.
         raw_size, stored_size: bytes in and out, where they are known.
         proved: for a drill: whether the backup was proved.
+        proved_at: when a backup of the series was last known to be proved to restore (ISO, UTC).
         removed: for a prune: backups that it removed.
         lines, log_size: of what its programs said, all of it; ``cut``: the log does not hold all of it.
         closes: when its window closes (ISO, UTC); empty for none.
@@ -162,6 +163,7 @@ class RunRecord(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     raw_size: int = 0
     stored_size: int = 0
     proved: bool | None = None
+    proved_at: str = ""
     removed: int = 0
     lines: int = 0
     log_size: int = 0
