@@ -8,6 +8,7 @@ import os
 import re
 import subprocess
 import sys
+import tempfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from zoneinfo import ZoneInfo
@@ -187,6 +188,64 @@ def test_systemd_would_have_complained(tmp_path: Path) -> None:
         assert texts != good
         done = verify(tmp_path / str(number), texts)
         assert complaints(done) or done.returncode != 0
+
+
+def read_by_systemd(units: Mapping[str, str]) -> dict[str, str]:
+    """Let a manager read units, which it does not run, and tell what it read: its dump by unit."""
+    with tempfile.TemporaryDirectory(prefix="units-") as name:
+        directory = Path(name)
+        directory.chmod(0o755)
+        for file, text in units.items():
+            (directory / file).write_text(text)
+        (directory / "backhaul-all.target").write_text(f"[Unit]\nWants={' '.join(units)}\n")
+        # Only with no rights at all is it content with a host that another runs.
+        nobody = {"user": "nobody", "extra_groups": []} if os.geteuid() == 0 else {}
+        done = subprocess.run(  # type: ignore[call-overload]
+            ["/lib/systemd/systemd", "--system", "--test", "--unit=backhaul-all.target", "--log-target=console"],
+            check=False,
+            capture_output=True,
+            text=True,
+            cwd="/",
+            env={"SYSTEMD_UNIT_PATH": f"{directory}:", "LC_ALL": "C.UTF-8"},
+            **nobody,
+        )
+    dump = re.split(r"^\s*-> Unit (.*):$", done.stdout, flags=re.MULTILINE)
+    found = dict(zip(dump[1::2], dump[2::2], strict=True))
+    assert set(units) <= set(found), done.stderr[-2000:]
+    return found
+
+
+def test_systemd_reads_the_words_that_were_meant() -> None:
+    units: dict[str, str] = {}
+    for word in AWKWARD:
+        units |= systemd.job_units(
+            msgspec.structs.replace(a_card(word), what=f"{word}\\"),
+            [CalendarTime(BERLIN, (3, 4), 7, (0, 1, 2, 6)), CalendarTime("UTC", (3,), 0, date="2026-03-29")],
+            ["/bin/true", "--config", word],
+            environment={"BACKHAUL_CONFIG": word},
+        )
+    found = read_by_systemd(units)
+    for word in AWKWARD:
+        name = systemd.unit_name(word)
+        service, timer = found[f"{name}.service"], found[f"{name}.timer"]
+        (line,) = re.findall(r"^\s*Command Line: (.*)$", service, re.MULTILINE)
+        # It quotes them for a shell.
+        done = subprocess.run(["/bin/sh", "-c", f"printf '%s\\0' {line}"], check=True, capture_output=True, text=True)
+        arguments = done.stdout.split("\0")[:-1]
+        # What is left to be read is $, as the program is started: two are one, and alone it would be a variable.
+        assert not any("$" in argument.replace("$$", "") for argument in arguments)
+        expected = ["/bin/true", "--config", word, "run", "--scheduled", "--quiet", word]
+        assert [argument.replace("$$", "$") for argument in arguments] == expected
+        assert f"\tEnvironment: BACKHAUL_CONFIG={word}\n" in service
+        assert f"\tDescription: Backhaul: {word}: {word.rstrip(chr(92))}" in service
+        for text in ("KillMode: mixed", "TimeoutStartSec: infinity", "TimeoutStopSec: 2min", "IgnoreSIGPIPE: no"):
+            assert f"\t{text}\n" in service
+        for text in ("Persistent: yes", "Accuracy: 1s"):
+            assert f"\t{text}\n" in timer
+        assert set(re.findall("OnCalendar: (.*)", timer)) == {
+            "Mon..Wed,Sun *-*-* 03,04:07:00 Europe/Berlin",
+            "2026-03-29 03:00:00 UTC",
+        }
 
 
 def check_syntax(text: str) -> None:

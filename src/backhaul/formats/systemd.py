@@ -172,6 +172,8 @@ def _service(
             "SuccessExitStatus=75",
             # The run ends its programs itself, in order; what it leaves behind is killed.
             "KillMode=mixed",
+            # As in a shell: a producer whose reader went away ends.
+            "IgnoreSIGPIPE=no",
             "TimeoutStartSec=infinity",
             "TimeoutStopSec=2min",
             "Nice=10",
