@@ -12,7 +12,8 @@ from typing import Any, NoReturn
 
 import click
 
-from backhaul.cli import doctor, inspect, keys, mirror, prune, pull, push, restore
+from backhaul.cli import config as config_
+from backhaul.cli import doctor, inspect, jobs, keys, mirror, prune, pull, push, reports, restore, schedule
 from backhaul.cli.command import ExampleGroup
 from backhaul.cli.output import ReportedError, error_document, print_error, print_json
 from backhaul.errors import BackhaulError, ConfigurationError, FailedError, InterruptedByUserError, UsageError
@@ -75,7 +76,19 @@ cli.add_command(mirror.plan)
 cli.add_command(mirror.apply)
 cli.add_command(mirror.undelete)
 cli.add_command(keys.keygen)
+cli.add_command(jobs.run)
+cli.add_command(jobs.exec_)
+cli.add_command(jobs.next_)
+cli.add_command(schedule.schedule)
+cli.add_command(jobs.hold)
+cli.add_command(reports.report)
+cli.add_command(jobs.why)
+cli.add_command(jobs.log)
+cli.add_command(reports.check)
+cli.add_command(reports.metrics)
+cli.add_command(reports.notify)
 cli.add_command(doctor.init)
+cli.add_command(config_.config)
 cli.add_command(doctor.doctor)
 
 

@@ -2,22 +2,28 @@
 
 from __future__ import annotations
 
+import json
 import os
 import shlex
 import socket
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 from zoneinfo import available_timezones
 
 from backhaul.errors import ConfigurationError, UsageError
 from backhaul.formats.config import DEFAULT_LENGTH, Config, JobSettings, read_config
-from backhaul.formats.job_settings import OWN
+from backhaul.formats.job_settings import COMMON, DURATION, OWN
 from backhaul.formats.redaction import redact_command, redact_text
+from backhaul.formats.window import format_days, format_starts
+from backhaul.model.channel import PING_KINDS
 from backhaul.model.job import COMMAND, DRILL, MIRROR, PUSH, Expectations, Job, JobCard
 from backhaul.model.schedule import Window
+from backhaul.model.secret import COMMAND as SECRET_COMMAND
+from backhaul.model.secret import Secret
 from backhaul.operations.places import config_files, read_text
+from backhaul.operations.secrets import exposure
 
 _LOCALTIME = "/etc/localtime"
 _ZONES = "zoneinfo/"
@@ -124,9 +130,97 @@ def card_of(settings: JobSettings, *, known_since: str = "") -> JobCard:
     )
 
 
+def warnings_of(config: Config) -> list[str]:
+    """Return what is allowed and probably not meant: secrets that others can read, jobs nobody hears of."""
+    found = []
+    secrets = [
+        (f"[notify.{channel.name}] {key}", value)
+        for channel in config.channels.values()
+        for key, value in channel.settings.items()
+    ]
+    secrets += [
+        (f"[jobs.{job.name}] {key}", value)
+        for job in config.jobs.values()
+        for key, value in job.values.get("environment", {}).items()
+    ]
+    for where, value in secrets:
+        if isinstance(value, Secret) and (words := exposure(value)):
+            found.append(f"{where}: {words}")
+    found += [
+        f"[jobs.{job.name}] has no notify: nobody hears of it when it fails"
+        for job in config.jobs.values()
+        if not job.values.get("notify")
+    ]
+    found += [
+        f"[jobs.{job.name}] pings: {name} is no channel of pings (healthchecks)"
+        for job in config.jobs.values()
+        for name in job.values.get("pings", ())
+        if name in config.channels and config.channels[name].kind not in PING_KINDS
+    ]
+    return found
+
+
+def shown_settings(settings: JobSettings) -> dict[str, tuple[str, str]]:
+    """Return a job's settings as TOML, each with where it comes from; secrets as where they are kept."""
+    found = {"kind": (_as_toml(settings.kind), "")}
+    for key, value in settings.values.items():
+        found[key] = (_shown(key, value), settings.origins.get(key, ""))
+    return found
+
+
+def _shown(key: str, value: Any) -> str:
+    if key == "window":
+        words = {
+            "start": format_starts(value["start"]) if "start" in value else None,
+            "length": f"{value['length']:.0f}s" if "length" in value else None,
+            "days": format_days(value["days"]) if "days" in value else None,
+            "jitter": f"{value['jitter']:.0f}s" if "jitter" in value else None,
+        }
+        rest = {name: item for name, item in value.items() if name not in words}
+        return _as_toml({name: item for name, item in {**words, **rest}.items() if item is not None})
+    if key in _IN_SECONDS:
+        return _as_toml(f"{value:.0f}s")
+    if key in ("min_size", "max_size"):
+        return _as_toml(f"{value * 100:g}%")
+    if key == "environment":
+        return _as_toml(
+            {name: _SecretShown(item) if isinstance(item, Secret) else item for name, item in value.items()}
+        )
+    return _as_toml(value)
+
+
+_IN_SECONDS = tuple(setting.key for setting in COMMON if setting.form is DURATION)
+
+
+class _SecretShown:
+    """A reference to a secret, as the config writes it."""
+
+    def __init__(self, secret: Secret) -> None:
+        self.table = {secret.source: secret.reference if secret.source == SECRET_COMMAND else secret.reference[0]}
+
+
+def _as_toml(value: Any) -> str:
+    if isinstance(value, _SecretShown):
+        return _as_toml(value.table)
+    if isinstance(value, bool):
+        return "true" if value else "false"
+    if isinstance(value, str):
+        return json.dumps(redact_text(value), ensure_ascii=False)
+    if isinstance(value, tuple | list):
+        return "[" + ", ".join(_as_toml(item) for item in value) + "]"
+    if isinstance(value, Mapping):
+        return "{ " + ", ".join(f"{name} = {_as_toml(item)}" for name, item in value.items()) + " }"
+    return str(value)
+
+
 def backhaul_command() -> tuple[str, ...]:
     """Return how this very Backhaul is called."""
     return (sys.executable, "-m", "backhaul")
+
+
+def described_command(stages: Sequence[Sequence[str]]) -> str:
+    """Return a pipeline in a line, its secrets masked."""
+    return " | ".join(shlex.join(redact_command(stage)) for stage in stages)
 
 
 def _window(values: Mapping[str, Any]) -> Window:
@@ -184,7 +278,7 @@ def _what(settings: JobSettings) -> str:
     if settings.kind == MIRROR:
         return f"mirror {values['directory']} to {places}"
     if settings.kind == COMMAND:
-        return " | ".join(shlex.join(redact_command(stage)) for stage in _stages(values))
+        return described_command(_stages(values))
     return f"{settings.kind} {places}"
 
 

@@ -1,0 +1,106 @@
+"""All that belongs to the jobs of this host, in one place: commands open it, ask it, and close it."""
+
+from __future__ import annotations
+
+import datetime as dt
+from collections.abc import Callable
+from types import TracebackType
+
+from backhaul.formats.config import Config
+from backhaul.jobs.alerts import Alerts
+from backhaul.jobs.config import job_of, load_config, settings_of_job
+from backhaul.jobs.history import History
+from backhaul.jobs.holds import Holds
+from backhaul.jobs.overview import overview
+from backhaul.jobs.runner import Echo, Runner
+from backhaul.model.job import Job, RunRecord
+from backhaul.model.verdict import Overview
+from backhaul.planning.dispatch import decide
+from backhaul.planning.verdicts import judge
+
+
+class JobHost:
+    """The config, the history, the holds and the alerts of this host.
+
+    Args:
+        config: read already; None reads it.
+        now: the clock (aware).
+
+    Raises:
+        ConfigurationError: the config is not right, or the state of jobs can't be kept anywhere.
+    """
+
+    def __init__(
+        self, config: Config | None = None, *, now: Callable[[], dt.datetime] = lambda: dt.datetime.now(dt.UTC)
+    ) -> None:
+        self.now = now
+        self.config = config if config is not None else load_config()
+        self.history = History(now=now)
+        self.holds = Holds(now=now)
+        self.alerts = Alerts(self.config, self.history, now)
+
+    def __enter__(self) -> JobHost:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        self.history.close()
+
+    def job(self, name: str) -> Job:
+        """Return a job of the config, ready to run.
+
+        Raises:
+            UsageError: there is none of that name.
+        """
+        settings = settings_of_job(self.config, name)
+        job = job_of(settings)
+        return job_of(settings, known_since=self.history.seen(job.card))
+
+    def overview(self, *names: str) -> Overview:
+        """Judge all jobs, or those that are named."""
+        return overview(self.config, self.history, self.holds, self.now(), names=names)
+
+    def runner(self, echo: Echo | None = None) -> Runner:
+        """Return what runs jobs here; it tells people what became of them."""
+        return Runner(self.history, self.holds, echo=echo, ping=self._ping, tell=self._tell, now=self.now)
+
+    def due(self) -> list[str]:
+        """Return the jobs that the schedule is to begin now; also those whose being held is not recorded yet."""
+        from backhaul.model.job import SCHEDULED, SKIPPED
+
+        found = []
+        holds = self.holds.all()
+        for name, settings in self.config.jobs.items():
+            if "window" not in settings.values:
+                continue
+            card = self.job(name).card
+            runs = self.history.runs(name, 50)
+            decision = decide(card, runs, holds, self.now(), trigger=SCHEDULED)
+            occurrence = decision.occurrence
+            said = occurrence is not None and any(
+                run.state == SKIPPED and run.occurrence == occurrence.id for run in runs
+            )
+            if decision.begin or (decision.hold is not None and not said):
+                found.append(name)
+        return found
+
+    def watch(self) -> Overview:
+        """Judge all jobs and tell people what there is to tell; return what was found."""
+        found = self.overview()
+        self.alerts.tell(found)
+        self.alerts.sign_of_life(found)
+        return found
+
+    def _ping(self, job: Job, record: RunRecord) -> None:
+        for problem in self.alerts.ping(job.card.name, record):
+            self.history.problems.append(f"a ping was not delivered: {problem}")
+
+    def _tell(self, job: Job, record: RunRecord) -> None:
+        if job.card.name in self.config.jobs:
+            found = self.overview(job.card.name)
+            if not any(verdict.last is not None and verdict.last.id == record.id for verdict in found.verdicts):
+                # It could not be recorded here: people are told of it all the same.
+                verdict = judge(job.card, [record], self.holds.all(), self.now())
+                found = Overview(host=found.host, at=found.at, verdicts=(verdict,), problems=found.problems)
+            self.alerts.tell(found)
