@@ -440,14 +440,17 @@ def test_files_of_others_are_neither_changed_nor_removed(fake: FakeHost, command
     foreign = fake.units / "backhaul-a.service"
     foreign.write_text("[Service]\nExecStart=/mine\n")
     os.symlink("/dev/null", fake.units / "backhaul-masked.timer")
-    for name in ("a", "masked"):
+    elsewhere = fake.units.parent / "elsewhere"
+    elsewhere.write_text(systemd.MARKER + "\n")
+    os.symlink(elsewhere, fake.units / "backhaul-linked.timer")
+    for name in ("a", "masked", "linked"):
         with pytest.raises(ConfigurationError) as caught:
             schedule.plan_schedule([a_card(name)], "systemd", command, fake.host())
         error = caught.value
         assert f"backhaul-{name}." in error.what and error.why and error.todo
     put(fake, "systemd", [a_card("b")], command)
     schedule.remove(fake.host())
-    assert fake.files == {"backhaul-a.service", "backhaul-masked.timer"}
+    assert fake.files == {"backhaul-a.service", "backhaul-masked.timer", "backhaul-linked.timer"}
     assert foreign.read_text() == "[Service]\nExecStart=/mine\n"
 
 

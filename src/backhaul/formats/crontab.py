@@ -164,7 +164,7 @@ def _span(text: str) -> tuple[int, int] | None:
         if _BEGIN_LINE.fullmatch(line):
             begins.append(offset)
         elif line.rstrip() == END:
-            ends.append(min(offset + len(line) + 1, len(text)))
+            ends.append(offset + len(line) + 1)
         offset += len(line) + 1
     if not begins and not ends:
         return None

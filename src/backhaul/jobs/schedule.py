@@ -109,7 +109,7 @@ class Scheduled(msgspec.Struct, frozen=True, kw_only=True):
     """How it is with one job.
 
     Attributes:
-        job: its name; ``tick`` is empty of a window.
+        job: its name.
         window: in words.
         next: when it begins next; None for never, within a year.
         state: ``installed``, ``differs`` from what would be written now, ``missing``, ``disabled`` (its timer is there
