@@ -222,6 +222,10 @@ def test_a_job_has_a_service_and_a_timer() -> None:
         assert line in timer.splitlines()
     user = systemd.job_units(card, [], ["/b"], system=False)["backhaul-nas.service"]
     assert "network-online" not in user
+    assert (
+        "TimeoutStartSec=infinity" in service
+        and "TimeoutStartSec=15min\n" in systemd.tick_units(["/b"])["backhaul-tick.service"]
+    )
     # A clock that shows an hour twice would be silent in the second.
     assert "OnCalendar=*-*-* *:00/10:00 UTC\n" in systemd.tick_units(["/b"])["backhaul-tick.timer"]
 

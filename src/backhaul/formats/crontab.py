@@ -124,7 +124,7 @@ def shell_word(word: str) -> str:
         raise ConfigurationError(
             f"{word!r} can't be written into a crontab",
             "a line of it is one command, and this has a line break",
-            "Choose a name without, or use systemd: backhaul schedule install --systemd",
+            "Choose a name without, or use systemd: backhaul schedule install --with systemd",
         )
     # Between two quotes nothing of the word is lost, and no backslash stands before what cron would take it for.
     return re.sub(r"\\(?=[\\%])", r"\\''", shlex.quote(word)).replace("%", r"\%")

@@ -84,6 +84,8 @@ def tick_units(
         system=system,
         credentials=credentials or {},
         environment=environment or {},
+        # It begins jobs as units of their own, and waits for none: one that hangs must not silence all that follow.
+        limit="15min",
     )
     # In UTC: by a clock that shows an hour twice, nothing would elapse in the second.
     timer = _timer("Backhaul: each 10 minutes", ["*-*-* *:00/10:00 UTC"], [], ())
@@ -159,6 +161,7 @@ def _service(
     system: bool,
     credentials: Mapping[str, str],
     environment: Mapping[str, str],
+    limit: str = "infinity",
 ) -> str:
     # A user's manager has no such target.
     online = ["Wants=network-online.target", "After=network-online.target"] if system else []
@@ -174,7 +177,7 @@ def _service(
             "KillMode=mixed",
             # As in a shell: a producer whose reader went away ends.
             "IgnoreSIGPIPE=no",
-            "TimeoutStartSec=infinity",
+            f"TimeoutStartSec={limit}",
             "TimeoutStopSec=2min",
             "Nice=10",
             "IOSchedulingClass=best-effort",

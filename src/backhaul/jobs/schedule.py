@@ -267,7 +267,7 @@ def choose(how: str, host: Host) -> str:
             raise ConfigurationError(
                 "The schedule can't be given to systemd",
                 "systemd does not run this host" if not host.booted else "there is no systemctl",
-                "Use cron: backhaul schedule install --cron; or in a container: backhaul schedule run",
+                "Use cron: backhaul schedule install --with cron; or in a container: backhaul schedule run",
             )
         return SYSTEMD
     if not host.has("crontab"):
