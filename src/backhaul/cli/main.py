@@ -97,8 +97,9 @@ def run(arguments: list[str]) -> int:
     handover.take_over()
     as_json = "--json" in (arguments[: arguments.index("--")] if "--" in arguments else arguments)
     try:
-        cli.main(arguments, prog_name="backhaul", standalone_mode=False)
-        return 0
+        # (What a command ended with by ``ctx.exit``, it returns.)
+        status = cli.main(arguments, prog_name="backhaul", standalone_mode=False)
+        return status if isinstance(status, int) else 0
     except ReportedError as reported:
         handover.hand(handover.Handed(kind=handover.ERROR, document=error_document(reported.error)))
         print_error(reported.error)

@@ -183,6 +183,6 @@ def tick(via: str) -> None:
 
     start = start_by_systemd(os.geteuid() != 0) if via == "systemd" else start_detached
     with JobHost() as host:
-        operation(host, start, lambda text: click.echo(text))
+        operation(host, start, click.echo)
         for problem in host.history.problems:
             click.echo(f"backhaul: {problem}", err=True)

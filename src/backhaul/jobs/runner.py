@@ -349,7 +349,7 @@ class Run:
             return "its window closed"
         hold = hold_on(self.job.card.name, self.runner.holds.in_force(), self.runner.now())
         if hold is not None and dt.datetime.fromisoformat(hold.since) >= self._start.replace(microsecond=0):
-            return held_words(hold)
+            return held_words(hold, self.job.card)
         return ""
 
     def must_end(self) -> str:

@@ -189,7 +189,7 @@ def exit_status(stages: Sequence[StageRecord]) -> int:
     failed = [stage for stage in stages if stage.exit_status != 0]
     if not failed:
         return 0
-    cause = next((stage for stage in failed if stage.signal != "SIGPIPE" and not _was_killed(stage, stages)), failed[0])
+    cause = next((stage for stage in failed if not _was_killed(stage, stages)), failed[0])
     if cause.exit_status is not None:
         return cause.exit_status
     if cause.signal:
@@ -201,7 +201,7 @@ def described(stages: Sequence[StageRecord]) -> str:
     """Say which programs of a pipeline failed, and how."""
     words = []
     for number, stage in enumerate(stages, 1):
-        if stage.exit_status == 0:
+        if stage.exit_status == 0 or _was_killed(stage, stages):
             continue
         name = f"stage {number} of {len(stages)}, {stage.command[0]}" if len(stages) > 1 else stage.command[0]
         if stage.error:
@@ -214,9 +214,10 @@ def described(stages: Sequence[StageRecord]) -> str:
 
 
 def _was_killed(stage: StageRecord, stages: Sequence[StageRecord]) -> bool:
-    """Tell whether a stage ended by the signal that it is sent when another one has failed."""
-    others = [other for other in stages if other is not stage and other.exit_status != 0]
-    return stage.signal in ("SIGKILL", "SIGTERM") and bool(others)
+    """Tell whether a stage ended only because another one had failed."""
+    own = ("SIGKILL", "SIGTERM", "SIGPIPE")
+    others = [other for other in stages if other.exit_status != 0 and other.signal not in own]
+    return stage.signal in own and bool(others)
 
 
 def _signal_name(status: ExitStatus) -> str:

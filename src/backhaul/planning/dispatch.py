@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import datetime as dt
 from collections.abc import Iterable, Sequence
+from zoneinfo import ZoneInfo
 
 import msgspec
 
@@ -76,7 +77,7 @@ def decide(
     elif card.window is not None and occurrence is None and not at_once:
         return Decision(False, None, _closed(card, None, now), final=True)
     if hold is not None:
-        return Decision(False, occurrence, held_words(hold), hold)
+        return Decision(False, occurrence, held_words(hold, card), hold)
     return Decision(True, occurrence)
 
 
@@ -86,11 +87,16 @@ def hold_on(job: str, holds: Iterable[Hold], now: dt.datetime) -> Hold | None:
     return max(there, key=lambda hold: dt.datetime.fromisoformat(hold.until), default=None)
 
 
-def held_words(hold: Hold) -> str:
-    """Say that and why a job is held."""
+def held_words(hold: Hold, card: JobCard) -> str:
+    """Say that and why a job is held, until when by the clock of its window."""
+    until = dt.datetime.fromisoformat(hold.until).astimezone(_zone(card))
     reason = f": {hold.reason}" if hold.reason else ""
     by = f", by {hold.by}" if hold.by else ""
-    return f"held until {hold.until}{reason}{by}"
+    return f"held until {until:%a %Y-%m-%d %H:%M %Z}{reason}{by}"
+
+
+def _zone(card: JobCard) -> dt.tzinfo:
+    return ZoneInfo(card.window.timezone) if card.window is not None else dt.UTC
 
 
 def _closed(card: JobCard, occurrence: Occurrence | None, now: dt.datetime) -> str:
@@ -103,7 +109,4 @@ def _closed(card: JobCard, occurrence: Occurrence | None, now: dt.datetime) -> s
 
 
 def _clock(card: JobCard, time: dt.datetime) -> str:
-    from zoneinfo import ZoneInfo
-
-    assert card.window is not None
-    return f"{time.astimezone(ZoneInfo(card.window.timezone)):%a %Y-%m-%d %H:%M %Z}"
+    return f"{time.astimezone(_zone(card)):%a %Y-%m-%d %H:%M %Z}"

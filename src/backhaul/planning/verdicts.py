@@ -56,7 +56,7 @@ def judge(
     if live:
         reasons.append((RUNNING, f"running since {live[0].started}{_progress(live[0])}"))
     if hold is not None:
-        reasons.append((HELD, held_words(hold)))
+        reasons.append((HELD, held_words(hold, card)))
     reasons.sort(key=lambda reason: STATES.index(reason[0]))
     opening = _present_or_next(card, now)
     return Verdict(
