@@ -6,7 +6,7 @@ import datetime as dt
 import os
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import click
 
@@ -55,7 +55,7 @@ def _plan(host: JobHost, how: str) -> SchedulePlan:
             "no job of the config has a window",
             'Give one: window = { start = "22:00", length = "330m" }',
         )
-    return plan_schedule(cards, how, own_command(os.environ.get(CONFIG_VARIABLE)), this_host(), environment=_state())
+    return plan_schedule(cards, how, own_command(os.environ.get(CONFIG_VARIABLE)), this_host(), **_surroundings())
 
 
 def _state() -> dict[str, str]:
@@ -64,13 +64,18 @@ def _state() -> dict[str, str]:
     return {STATE_VARIABLE: str(Path(named).absolute())} if named else {}
 
 
+def _surroundings() -> dict[str, Any]:
+    """Return what timers and cron don't have by themselves: where the state is, where programs are."""
+    return {"environment": _state(), "path": os.environ.get("PATH", "")}
+
+
 def state_of(host: JobHost) -> ScheduleState:
     """Return how it is with the schedule. Raises as ``jobs.schedule.installed`` does."""
     from backhaul.jobs.schedule import installed, own_command, this_host
 
     cards = [host.job(name).card for name in host.config.jobs]
     command = own_command(os.environ.get(CONFIG_VARIABLE))
-    return installed(cards, command, this_host(), host.now(), environment=_state())
+    return installed(cards, command, this_host(), host.now(), **_surroundings())
 
 
 @schedule.command()

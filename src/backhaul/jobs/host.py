@@ -15,6 +15,7 @@ from backhaul.jobs.overview import overview
 from backhaul.jobs.runner import Echo, Runner
 from backhaul.model.job import Job, RunRecord
 from backhaul.model.verdict import Overview
+from backhaul.planning import windows
 from backhaul.planning.dispatch import decide
 from backhaul.planning.verdicts import judge
 
@@ -75,6 +76,8 @@ class JobHost:
             if "window" not in settings.values:
                 continue
             card = self.job(name).card
+            if card.window is None or windows.open_at(card.window, card.jitter_of, self.now()) is None:
+                continue
             runs = self.history.runs(name, 50)
             decision = decide(card, runs, holds, self.now(), trigger=SCHEDULED)
             occurrence = decision.occurrence

@@ -10,6 +10,7 @@ import time
 from collections.abc import Callable, Sequence
 
 from backhaul.errors import BackhaulError
+from backhaul.formats.systemd import unit_name
 from backhaul.jobs.config import backhaul_command, load_config
 from backhaul.jobs.host import JobHost
 from backhaul.model.schedule import Occurrence
@@ -174,8 +175,11 @@ def start_by_systemd(user: bool) -> Callable[[str], None]:
     """Return what begins a job as a unit of its own, under systemd."""
 
     def start(name: str) -> None:
-        command = ["systemctl", *(["--user"] if user else []), "start", "--no-block", f"backhaul-{name}.service"]
-        subprocess.run(command, check=True, stdin=subprocess.DEVNULL, capture_output=True, timeout=60)
+        unit = f"{unit_name(name)}.service"
+        command = ["systemctl", *(["--user"] if user else []), "start", "--no-block", "--", unit]
+        done = subprocess.run(command, check=False, stdin=subprocess.DEVNULL, capture_output=True, timeout=60)
+        if done.returncode:
+            raise OSError(done.stderr.decode(errors="replace").strip() or f"systemctl ended with {done.returncode}")
 
     return start
 
