@@ -644,7 +644,7 @@ def why(job: str, as_json: bool) -> None:
 
 
 def _timer(host: JobHost, job: str) -> str:
-    from backhaul.cli.schedule import state_of
+    from backhaul.jobs.own_schedule import state_of
 
     try:
         state = state_of(host)

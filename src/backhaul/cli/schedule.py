@@ -12,13 +12,7 @@ import click
 
 from backhaul.cli.command import ExampleGroup, option_json
 from backhaul.cli.output import console, print_json
-from backhaul.errors import ConfigurationError, IncompleteError
-from backhaul.operations.journal import STATE_VARIABLE
-from backhaul.operations.places import CONFIG_VARIABLE
-
-if TYPE_CHECKING:
-    from backhaul.jobs.host import JobHost
-    from backhaul.jobs.schedule import SchedulePlan, ScheduleState
+from backhaul.errors import IncompleteError
 
 _JSON_HELP = "Print one JSON object on stdout."
 _HOW = click.option(
@@ -45,39 +39,6 @@ def schedule() -> None:
     """Have jobs begin at their times: by timers of systemd, by a crontab, or by a process that stays."""
 
 
-def _plan(host: JobHost, how: str) -> SchedulePlan:
-    from backhaul.jobs.schedule import own_command, plan_schedule, this_host
-
-    cards = [host.job(name).card for name in host.config.jobs]
-    if not any(card.window is not None for card in cards):
-        raise ConfigurationError(
-            "There is nothing to schedule",
-            "no job of the config has a window",
-            'Give one: window = { start = "22:00", length = "330m" }',
-        )
-    return plan_schedule(cards, how, own_command(os.environ.get(CONFIG_VARIABLE)), this_host(), **_surroundings())
-
-
-def _state() -> dict[str, str]:
-    """Return what the runs must know of where this host keeps its state, if that is not the usual place."""
-    named = os.environ.get(STATE_VARIABLE)
-    return {STATE_VARIABLE: str(Path(named).absolute())} if named else {}
-
-
-def _surroundings() -> dict[str, Any]:
-    """Return what timers and cron don't have by themselves: where the state is, where programs are."""
-    return {"environment": _state(), "path": os.environ.get("PATH", "")}
-
-
-def state_of(host: JobHost) -> ScheduleState:
-    """Return how it is with the schedule. Raises as ``jobs.schedule.installed`` does."""
-    from backhaul.jobs.schedule import installed, own_command, this_host
-
-    cards = [host.job(name).card for name in host.config.jobs]
-    command = own_command(os.environ.get(CONFIG_VARIABLE))
-    return installed(cards, command, this_host(), host.now(), **_surroundings())
-
-
 @schedule.command()
 @_HOW
 @click.option("--dry-run", is_flag=True, help="Only say what would be written.")
@@ -86,11 +47,12 @@ def install(how: str, dry_run: bool, as_json: bool) -> None:
     """Write a timer, or a line of the crontab, for each job with a window; and one that catches up and tells people
     every ten minutes. What was installed for jobs that are gone is removed."""
     from backhaul.jobs.host import JobHost
+    from backhaul.jobs.own_schedule import plan_of
     from backhaul.jobs.schedule import describe, this_host
     from backhaul.jobs.schedule import install as operation
 
     with JobHost() as host:
-        plan = _plan(host, how)
+        plan = plan_of(host, how)
     if not dry_run:
         operation(plan, this_host())
     if as_json:
@@ -138,6 +100,7 @@ def show(as_json: bool) -> None:
     from rich.text import Text
 
     from backhaul.jobs.host import JobHost
+    from backhaul.jobs.own_schedule import state_of
 
     with JobHost() as host:
         state = state_of(host)

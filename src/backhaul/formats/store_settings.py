@@ -28,6 +28,16 @@ def _endpoint(text: str) -> str:
     return text
 
 
+def _credentials_file(text: str) -> str:
+    if not text.startswith("/"):
+        raise UsageError(
+            f"credentials-file={text} is no whole path",
+            "timers begin jobs in another directory",
+            "Write a path that begins with /.",
+        )
+    return text
+
+
 def _max_part(text: str) -> int:
     size = parse_size(text)
     if size < _LEAST_PART:
@@ -93,6 +103,11 @@ _KEYS: dict[str, tuple[str, Callable[[str], Any], str]] = {
     "endpoint": ("the URL of the S3 service", _endpoint, "endpoint"),
     "region": ("the region", str, "region"),
     "profile": ("a profile of ~/.aws/config, for credentials", str, "profile"),
+    "credentials-file": (
+        "a file of keys as ~/.aws/credentials is one, for runs without this shell's environment",
+        _credentials_file,
+        "credentials_file",
+    ),
     "provider": ("what kind of store it is, where that is not recognised", check_provider, "provider"),
     "max-part": ("the largest part to make: bounds memory for very long streams", _max_part, "max_part"),
     "max-parts": ("most parts of an upload, where the provider allows fewer than is known", _max_parts, "max_parts"),

@@ -76,7 +76,7 @@ class S3Store:
         self._completion_client: S3Client | None = None
         self._write = location.write
         with self.translating(f"Could not set up access to {self.url}"):
-            session = boto3.session.Session(profile_name=location.profile, region_name=location.region)
+            session = _session(location)
             self._session, self._location = session, location
             self._client = self._new_client(location.timeout or QUESTION_TIMEOUT)
         self._endpoint = _without_password(self._client.meta.endpoint_url)
@@ -707,6 +707,30 @@ class S3Store:
 
 
 _READ_SIZE = 1 << 20
+
+
+def _session(location: Location) -> boto3.session.Session:
+    """Return a session with the credentials that the location's settings ask for.
+
+    Raises:
+        StoreRefusedError: the file that is to hold them can't be read.
+    """
+    if location.credentials_file is None:
+        return boto3.session.Session(profile_name=location.profile, region_name=location.region)
+    from botocore.session import Session
+
+    try:
+        open(location.credentials_file, "rb").close()
+    except OSError as error:
+        raise StoreRefusedError(
+            f"The keys of s3://{location.bucket} can't be read",
+            f"{location.credentials_file}: {error.strerror or error}",
+            "Correct credentials-file, or let the account that runs Backhaul read it.",
+        ) from error
+    # A profile that is named takes precedence over keys in the environment: the file is what was asked for.
+    core = Session(profile=location.profile or "default")
+    core.set_config_variable("credentials_file", location.credentials_file)
+    return boto3.session.Session(botocore_session=core, region_name=location.region)
 
 
 def _without_password(url: str) -> str:

@@ -1,0 +1,48 @@
+"""The schedule of this host's own jobs: its config, and the state that its runs must find again."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+from backhaul.errors import ConfigurationError
+from backhaul.jobs.host import JobHost
+from backhaul.jobs.schedule import SchedulePlan, ScheduleState, installed, own_command, plan_schedule, this_host
+from backhaul.operations.journal import STATE_VARIABLE
+from backhaul.operations.places import CONFIG_VARIABLE
+
+
+def plan_of(host: JobHost, how: str) -> SchedulePlan:
+    """Say what must be installed for the jobs of a host.
+
+    Args:
+        host: its jobs.
+        how: ``systemd``, ``cron`` or ``auto``.
+
+    Raises:
+        ConfigurationError: no job has a window; or as ``jobs.schedule.plan_schedule`` does.
+    """
+    cards = [host.job(name).card for name in host.config.jobs]
+    if not any(card.window is not None for card in cards):
+        raise ConfigurationError(
+            "There is nothing to schedule",
+            "no job of the config has a window",
+            'Give one: window = { start = "22:00", length = "330m" }',
+        )
+    return plan_schedule(cards, how, _command(), this_host(), environment=_state())
+
+
+def state_of(host: JobHost) -> ScheduleState:
+    """Return how it is with the schedule. Raises as ``jobs.schedule.installed`` does."""
+    cards = [host.job(name).card for name in host.config.jobs]
+    return installed(cards, _command(), this_host(), host.now(), environment=_state())
+
+
+def _command() -> tuple[str, ...]:
+    return own_command(os.environ.get(CONFIG_VARIABLE))
+
+
+def _state() -> dict[str, str]:
+    """Return what the runs must know of where this host keeps its state, if that is not the usual place."""
+    named = os.environ.get(STATE_VARIABLE)
+    return {STATE_VARIABLE: str(Path(named).absolute())} if named else {}
