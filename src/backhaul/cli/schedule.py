@@ -5,8 +5,6 @@ from __future__ import annotations
 import datetime as dt
 import os
 import sys
-from pathlib import Path
-from typing import TYPE_CHECKING, Any
 
 import click
 

@@ -259,7 +259,7 @@ def _lines(config: FirstConfig) -> Iterator[str]:
         yield f"url = {_text(config.store)}"
         for key, value in config.settings.items():
             if key == "credentials-file":
-                yield "# The keys of the shell that init ran in: timers have no such environment. Only its owner reads it."
+                yield "# The keys of the shell that init ran in, which timers have not. Only the file's owner reads it."
             yield f"{key} = {_text(value)}"
         yield ""
     if config.channels:
@@ -318,7 +318,7 @@ def _jobs(config: FirstConfig, source: FirstSource, series: str) -> Iterator[str
         yield f"window = {_table({'start': _later(config.start, _DRILL_AFTER), 'days': 'sun', **window})}"
         yield 'max_age = "8d"'
     else:
-        yield f"# It can't be drilled on this host (backhaul doctor says why): drill it on another."
+        yield "# It can't be drilled on this host (backhaul doctor says why): drill it on another."
 
 
 def _later(start: str, hours: int) -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
+from typing import Any
 
 from backhaul.errors import ConfigurationError
 from backhaul.jobs.host import JobHost
@@ -29,13 +30,13 @@ def plan_of(host: JobHost, how: str) -> SchedulePlan:
             "no job of the config has a window",
             'Give one: window = { start = "22:00", length = "330m" }',
         )
-    return plan_schedule(cards, how, _command(), this_host(), environment=_state())
+    return plan_schedule(cards, how, _command(), this_host(), **_surroundings())
 
 
 def state_of(host: JobHost) -> ScheduleState:
     """Return how it is with the schedule. Raises as ``jobs.schedule.installed`` does."""
     cards = [host.job(name).card for name in host.config.jobs]
-    return installed(cards, _command(), this_host(), host.now(), environment=_state())
+    return installed(cards, _command(), this_host(), host.now(), **_surroundings())
 
 
 def _command() -> tuple[str, ...]:
@@ -46,3 +47,8 @@ def _state() -> dict[str, str]:
     """Return what the runs must know of where this host keeps its state, if that is not the usual place."""
     named = os.environ.get(STATE_VARIABLE)
     return {STATE_VARIABLE: str(Path(named).absolute())} if named else {}
+
+
+def _surroundings() -> dict[str, Any]:
+    """Return what timers and cron don't have by themselves: where the state is, where programs are."""
+    return {"environment": _state(), "path": os.environ.get("PATH", "")}
