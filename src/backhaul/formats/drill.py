@@ -14,6 +14,9 @@ FORMAT = "backhaul-drill"
 VERSION = "1.0"
 _MAJOR = "1"
 MAX_SIZE = 16 << 20
+# Made here and not at the first use: threads that decode a struct for the first time at once can crash the process
+# (formats.manifest).
+_DECODER = msgspec.json.Decoder(DrillRecord)
 
 
 def drill_key(backup: str, started: dt.datetime) -> str:
@@ -33,7 +36,7 @@ def decode(data: bytes, *, where: str) -> DrillRecord:
         FormatError: it is none, or of a newer major version.
     """
     try:
-        record = msgspec.json.decode(data, type=DrillRecord)
+        record = _DECODER.decode(data)
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
         raise FormatError(f"{where} is not the record of a drill", str(error), "Drill again.") from error
     if record.format != FORMAT or record.version.partition(".")[0] != _MAJOR:

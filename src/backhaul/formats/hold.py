@@ -14,6 +14,9 @@ FORMAT = "backhaul-hold"
 VERSION = "1.0"
 _MAJOR = "1"
 MAX_SIZE = 1 << 20
+# Made here and not at the first use: threads that decode a struct for the first time at once can crash the process
+# (formats.manifest).
+_DECODER = msgspec.json.Decoder(BackupHold)
 _RELEASE = "Look at it; backhaul hold --release takes it away."
 
 
@@ -34,7 +37,7 @@ def decode(data: bytes, *, where: str) -> BackupHold:
         FormatError: it is none, of a newer major version, or its end is no time.
     """
     try:
-        hold = msgspec.json.decode(data, type=BackupHold)
+        hold = _DECODER.decode(data)
         end_of(hold)
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError, ValueError) as error:
         raise FormatError(f"{where} is not the record of a hold", str(error), _RELEASE) from error

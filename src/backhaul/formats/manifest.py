@@ -22,6 +22,9 @@ _LONGEST_MAJOR = 9
 MAX_SIZE = 64 << 20
 # What stands for a MAC while it is computed: as many hexadecimal digits.
 NO_MAC = "0" * 64
+# What a struct is msgspec finds out at the first decoding, and threads that do so at once can crash the process
+# (seen with 0.22): so it is found out here.
+msgspec.json.Decoder(Manifest)
 
 
 def encode(manifest: Manifest) -> bytes:
