@@ -366,28 +366,39 @@ class _Run:
         except BackupNotFoundError:
             return self._gone_already(backup)
         except (PreconditionError, IntegrityError):
-            self._problems.append(f"{backup.id} stays: {_CHANGED}")
             return self._spare(backup, _CHANGED)
-        if self._location.kind == "local":
-            # Not even a power cut may leave a manifest whose streams are gone.
-            with contextlib.suppress(FileNotFoundError):
-                flush_directory(Path(self._location.path, backup.id))
-        # Whoever sets a hold looks for the manifest after he has written it: one of the two sees the other.
-        objects = self._objects_of(backup.id)
-        held = self._held(objects)
-        if held:
-            with contextlib.suppress(PreconditionError):
-                self._store.put(manifest, text, crc64nvme(text), if_absent=True)
-            return self._spare(backup, held)
         self._removed.append(backup)
         try:
+            self._flush(backup.id)
+            # Whoever sets a hold looks for the manifest after he has written it: one of the two sees the other.
+            objects = self._objects_of(backup.id)
+            held = self._held(objects)
+            if held:
+                with contextlib.suppress(PreconditionError):
+                    self._store.put(manifest, text, crc64nvme(text), if_absent=True)
+                self._removed.remove(backup)
+                return self._spare(backup, held)
+            if series.is_committed(self._store, backup.id):
+                self._removed.remove(backup)
+                return self._spare(backup, _CHANGED)
             for key in sorted(objects, key=lambda key: (objects[key].kind == "claim", key)):
-                if key != manifest:
-                    self._store.delete(key)
+                self._store.delete(key)
         except StoreError:
             self._remarks.append(f"of {backup.id} something is left: backhaul clean {self._location.text}")
             raise
         return True
+
+    def _flush(self, backup: str) -> None:
+        """Have a disk keep it that the manifest is gone: not even a power cut may leave one whose streams are gone."""
+        if self._location.kind != "local":
+            return
+        directory = Path(self._location.path, backup)
+        try:
+            flush_directory(directory)
+        except FileNotFoundError:
+            pass  # nothing else was in it
+        except OSError as error:
+            raise StoreError(f"Could not flush {directory}", str(error), "Check the disk.") from error
 
     def _objects_of(self, backup: str) -> dict[str, names.ObjectName]:
         listed = self._store.list(names.object_key(backup, ""))
@@ -403,6 +414,8 @@ class _Run:
 
     def _spare(self, backup: PlannedBackup, why: str) -> bool:
         self._spared[backup.id] = why
+        if why == _CHANGED:
+            self._problems.append(f"{backup.id} stays: {why}")
         return False
 
     def _gone_already(self, backup: PlannedBackup) -> bool:

@@ -24,7 +24,7 @@ import datetime as dt
 import os
 import shutil
 import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal, TypeVar
 
@@ -346,6 +346,13 @@ class Operation:
         """Tell whether a run that ends well leaves a new backup in every series."""
         return True
 
+    def may_go(self, series: str, older: Sequence[str]) -> Sequence[str]:
+        """Return which of the backups that are there before the run may be gone after it, whole; by default none."""
+        return ()
+
+    def check_end(self, backups: Mapping[str, Mapping[str, bytes]]) -> None:
+        """Raise ``UnsoundError`` if these are not the backups, by series and id, that a run which ended well leaves."""
+
 
 class Report(msgspec.Struct):
     """What was enumerated: effects of a whole run, runs made, those that ended well in spite of the fault."""
@@ -380,7 +387,7 @@ def enumerate_crashes(operation: Operation, directory: Path, modes: Sequence[Mod
     with whole.process() as fuse:
         operation.run(whole)
     report.effects = list(fuse.effects)
-    _check(whole, operation, before, report, must_be_new=operation.expects_new())
+    _check(whole, operation, before, report, ended=True)
     for mode in modes:
         for at in range(1, len(report.effects) + 1):
             place = directory / f"{mode}-{at}"
@@ -403,12 +410,12 @@ def enumerate_crashes(operation: Operation, directory: Path, modes: Sequence[Mod
                 raise UnsoundError(f"{what}: it ended well although it died")
             try:
                 again = world.copied(place / "again")
-                _check(world, operation, before, report, must_be_new=ended and operation.expects_new())
+                _check(world, operation, before, report, ended=ended)
                 _clean(world, operation)
                 _run_again(world, operation, before, report)
                 _run_again(again, operation, before, report)
                 _clean(again, operation)
-                _check(again, operation, before, report, must_be_new=operation.expects_new())
+                _check(again, operation, before, report, ended=True)
             except Exception as error:
                 raise UnsoundError(f"{what}: {error!r}") from error
             shutil.rmtree(place)
@@ -418,7 +425,7 @@ def enumerate_crashes(operation: Operation, directory: Path, modes: Sequence[Mod
 def _run_again(world: World, operation: Operation, before: dict[str, dict[str, bytes]], report: Report) -> None:
     with world.process():
         operation.run(world)
-    _check(world, operation, before, report, must_be_new=operation.expects_new())
+    _check(world, operation, before, report, ended=True)
 
 
 def _contents(world: World, operation: Operation, report: Report) -> dict[str, dict[str, bytes]]:
@@ -445,16 +452,22 @@ def _check(
     before: dict[str, dict[str, bytes]],
     report: Report,
     *,
-    must_be_new: bool,
+    ended: bool,
 ) -> None:
-    for series, backups in _contents(world, operation, report).items():
+    found = _contents(world, operation, report)
+    if ended:
+        operation.check_end(found)
+    for series, backups in found.items():
         older = {backup: content for backup, content in backups.items() if backup in before[series]}
         newer = [content for backup, content in backups.items() if backup not in before[series]]
-        if older != before[series]:
+        gone = set(before[series]) - set(older)
+        if {**before[series], **older} != before[series] or not gone <= {
+            *operation.may_go(series, list(before[series]))
+        }:
             raise UnsoundError(f"{series}: older backups were {sorted(before[series])}, now {sorted(older)}")
         if any(content != operation.content for content in newer):
             raise UnsoundError(f"{series}: a new backup holds something else")
-        if must_be_new and not newer:
+        if ended and operation.expects_new() and not newer:
             raise UnsoundError(f"{series}: it ended well and there is no new backup")
 
 
