@@ -314,6 +314,9 @@ class Run:
             final = {"state": jobs.INTERRUPTED, "why": f"it was ended by {name}", "exit_status": _INTERRUPTED}
         except BackhaulError as error:
             final = {"state": jobs.FAILED, "why": f"{error.what}: {error.why}", "exit_status": error.exit_code}
+        except Exception as error:  # noqa: BLE001 - a fault of Backhaul's own is recorded, and told, like any other
+            why = f"a fault of Backhaul: {type(error).__name__}: {redact_text(str(error))}"
+            final = {"state": jobs.FAILED, "why": why, "exit_status": 1}
         thread.join(_PATIENCE_BEGIN)
         record = self._ended(final)
         runner.conclude(job, record)

@@ -55,13 +55,15 @@ def tick(host: JobHost, start: Callable[[str], None], say: Say) -> Overview:
         start: begins a job, and does not wait for it.
         say: told what is begun, and what goes wrong.
     """
+    # Looked at first: after a week without power nobody would hear of the nights that are missing, once one is good.
+    found = host.watch()
     for name in host.due():
         try:
             start(name)
             say(f"{name} is begun")
         except (OSError, subprocess.SubprocessError) as error:
             say(f"{name} could not be begun: {error}")
-    return host.watch()
+    return found
 
 
 class ForegroundScheduler:
@@ -104,10 +106,10 @@ class ForegroundScheduler:
                 self._reload()
                 try:
                     with JobHost(self._config, now=self._now) as host:
-                        self._begin(host)
                         if watched is None or self._clock() - watched >= _WATCH:
                             watched = self._clock()
                             host.watch()
+                        self._begin(host)
                 except BackhaulError as error:
                     self._say(f"{error.what}: {error.why}")
                 self._sleep(_LOOK)
