@@ -40,7 +40,7 @@ def judge(
         now: the present (aware).
         proved: when one of its backups was last proved to restore; None for never.
     """
-    runs = sorted(runs, key=lambda run: _time(run.started), reverse=True)
+    runs = sorted(runs, key=lambda run: (_time(run.started), run.id), reverse=True)
     begun = [run for run in runs if run.state != jobs.SKIPPED]
     ended = [run for run in begun if run.state != jobs.RUNNING]
     live = [run for run in begun if run.state == jobs.RUNNING]
