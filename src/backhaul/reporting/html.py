@@ -70,16 +70,16 @@ def _details(verdict: Verdict, now: dt.datetime) -> str:
     small = []
     if run is not None:
         facts = words.figures(run)
-        small.append(f"last run {words.clock(run.started, zone)}, {run.state}" + (f", {facts}" if facts else ""))
+        small.append(f"last run {words.moment(run.started, now, zone)}, {run.state}" + (f", {facts}" if facts else ""))
     if verdict.state in BAD and run is not None:
         good = verdict.last_good
         small.append(
-            f"last good {words.clock(good.started, zone)}, {words.ago(good.started, now)}"
+            f"last good {words.moment(good.started, now, zone)}, {words.ago(good.started, now)}"
             if good
             else "no good run yet"
         )
     if verdict.next_begins:
-        small.append(f"next {words.clock(verdict.next_begins, zone)}")
+        small.append(f"next {words.moment(verdict.next_begins, now, zone)}")
     small += [f"note: {warning}" for warning in verdict.warnings]
     lines.append(f'<span style="color:#5f6368">{escape(" · ".join(small))}</span>')
     return "<br>".join(line for line in lines if line)

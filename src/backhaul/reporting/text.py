@@ -6,12 +6,12 @@ import datetime as dt
 import textwrap
 from collections.abc import Iterator
 
-from backhaul.model.verdict import BAD, HELD, OK, RUNNING, Overview, Verdict
+from backhaul.model.verdict import BAD, HELD, NEVER_RUN, OK, RUNNING, Overview, Verdict
 from backhaul.reporting import words
 
 _WIDTH = 100
-_STATE = 11
-_LAST_WORDS = 4
+_STATE = 10
+_LAST_WORDS = 6
 
 
 def report_text(overview: Overview) -> str:
@@ -19,15 +19,10 @@ def report_text(overview: Overview) -> str:
     now = dt.datetime.fromisoformat(overview.at)
     lines = [words.subject(overview), f"{overview.host}, {now:%a %Y-%m-%d %H:%M %Z}".rstrip(), ""]
     width = max((len(verdict.card.name) for verdict in overview.verdicts), default=0)
-    bad = [verdict for verdict in overview.verdicts if verdict.state in BAD and verdict.last is not None]
-    bad += [verdict for verdict in overview.verdicts if verdict.state in BAD and verdict.last is None]
-    bad.sort(key=overview.verdicts.index)
-    for verdict in bad:
-        lines += _in_full(verdict, now, width)
-        lines.append("")
     for verdict in overview.verdicts:
-        if verdict.state not in BAD:
-            lines += _in_a_line(verdict, now, width)
+        if _has_a_story(verdict):
+            lines += [*_in_full(verdict, now, width), ""]
+    lines += _in_lines([verdict for verdict in overview.verdicts if not _has_a_story(verdict)], now, width)
     for problem in overview.problems:
         lines += ["", *_wrapped("PROBLEM", problem)]
     for delivery in overview.undelivered:
@@ -37,59 +32,77 @@ def report_text(overview: Overview) -> str:
     return "\n".join(lines) + "\n"
 
 
+def _has_a_story(verdict: Verdict) -> bool:
+    return verdict.state in BAD and verdict.state != NEVER_RUN
+
+
 def _in_full(verdict: Verdict, now: dt.datetime, width: int) -> Iterator[str]:
     indent = " " * (2 + _STATE + 1)
-    head = f"  {verdict.state.upper():<{_STATE}} {verdict.card.name:<{width}}"
     reasons = [text for _, text in verdict.reasons] or ["-"]
-    yield from textwrap.wrap(
-        f"{head}  {reasons[0]}", _WIDTH, subsequent_indent=indent + " " * (width + 2), break_on_hyphens=False
-    )
+    hanging = indent + " " * (width + 2)
+    yield from _wrap(f"  {verdict.state.upper():<{_STATE}} {verdict.card.name:<{width}}  {reasons[0]}", hanging)
     for reason in reasons[1:]:
-        yield from textwrap.wrap(f"{indent}and {reason}", _WIDTH, subsequent_indent=indent, break_on_hyphens=False)
+        yield from _wrap(f"{hanging}and {reason}", hanging)
     zone = words.zone_of(verdict.card)
-    if verdict.last is not None and verdict.last.state not in (OK, RUNNING) and verdict.last.last_words:
-        for line in verdict.last.last_words.splitlines()[-_LAST_WORDS:]:
-            yield f"{indent}| {line}"[:_WIDTH]
-    if verdict.last is not None:
-        run = verdict.last
+    run, good = verdict.last, verdict.last_good
+    if run is not None and run.state not in (OK, RUNNING):
+        said = [line for text in run.last_words.splitlines() for line in textwrap.wrap(text, _WIDTH - len(indent) - 2)]
+        yield from (f"{indent}| {line}" for line in said[-_LAST_WORDS:])
+    if run is not None:
         facts = words.figures(run)
-        yield f"{indent}last run   {words.clock(run.started, zone)}, {run.state}" + (f", {facts}" if facts else "")
-    if verdict.last_good is not None:
-        good = verdict.last_good
-        yield f"{indent}last good  {words.clock(good.started, zone)}, {words.ago(good.started, now)}"
-    elif verdict.last is not None:
-        yield f"{indent}last good  none"
+        yield f"{indent}last run   {words.moment(run.started, now, zone)}, {run.state}" + (
+            f", {facts}" if facts else ""
+        )
+        when = (
+            f"{words.moment(good.started, now, zone)}, {words.ago(good.started, now)}" if good is not None else "none"
+        )
+        yield f"{indent}last good  {when}"
     if verdict.next_begins:
-        yield f"{indent}next       {words.clock(verdict.next_begins, zone)}"
+        yield f"{indent}next       {words.moment(verdict.next_begins, now, zone)}"
     for warning in verdict.warnings:
-        yield from textwrap.wrap(f"{indent}note       {warning}", _WIDTH, subsequent_indent=indent + " " * 11)
-    command = "log" if verdict.last is not None else "why"
+        yield from _wrap(f"{indent}note       {warning}", indent + " " * 11)
+    command = "log" if run is not None else "why"
     yield f"{indent}see        backhaul {command} {verdict.card.name}"
 
 
-def _in_a_line(verdict: Verdict, now: dt.datetime, width: int) -> Iterator[str]:
-    head = f"  {verdict.state:<{_STATE}} {verdict.card.name:<{width}}"
+def _in_lines(verdicts: list[Verdict], now: dt.datetime, width: int) -> Iterator[str]:
+    """Yield a line for each, in columns."""
+    rows = [(verdict, _columns(verdict, now)) for verdict in verdicts]
+    # A cell that is a sentence stands for itself: the columns of the others don't move for it.
+    widths = [max((len(cells[at]) for _, cells in rows if len(cells) == _CELLS), default=0) for at in range(_CELLS)]
+    for verdict, cells in rows:
+        padded = cells if len(cells) < _CELLS else [f"{cell:<{widths[at]}}" for at, cell in enumerate(cells)]
+        text = "  ".join(cell for cell in padded if cell)
+        head = f"  {_shown(verdict.state):<{_STATE}} {verdict.card.name:<{width}}"
+        yield f"{head}  {text}".rstrip()
+        for warning in verdict.warnings:
+            yield from _wrap(f"{' ' * (_STATE + 3 + width + 2)}note: {warning}", " " * (_STATE + 3 + width + 2))
+
+
+_CELLS = 4
+
+
+def _columns(verdict: Verdict, now: dt.datetime) -> list[str]:
     zone = words.zone_of(verdict.card)
-    facts = []
     run = verdict.last
+    after = f"next {words.moment(verdict.next_begins, now, zone)}" if verdict.next_begins else ""
     if verdict.state == RUNNING and run is not None:
-        facts.append(verdict.reasons[0][1] if verdict.reasons else "running")
-        if run.forecast:
-            facts.append(f"ends about {words.clock(run.forecast, zone)[-5:]}")
-    else:
-        if run is not None:
-            facts.append(f"{words.clock(run.started, zone)}")
-            if done := words.figures(run):
-                facts.append(done)
-        if verdict.state == HELD:
-            facts.append(verdict.reasons[0][1])
-    if verdict.next_begins and verdict.state != RUNNING:
-        facts.append(f"next {words.clock(verdict.next_begins, zone)}")
-    yield f"{head}  {'; '.join(facts)}".rstrip()
-    for warning in verdict.warnings:
-        yield f"{' ' * (_STATE + 3)}{' ' * width}  note: {warning}"
+        end = f", ends about {words.moment(run.forecast, now, zone)}" if run.forecast else ""
+        return [f"{verdict.reasons[0][1]}{end}"]
+    if verdict.state == HELD:
+        return [verdict.reasons[0][1]]
+    if run is None:
+        return [after.replace("next", "first run", 1) or "nothing begins it but a person"]
+    return [words.moment(run.started, now, zone), words.took(run), words.did(run), after]
+
+
+def _shown(state: str) -> str:
+    return state.upper() if state in BAD else state
+
+
+def _wrap(text: str, hanging: str) -> list[str]:
+    return textwrap.wrap(text, _WIDTH, subsequent_indent=hanging, break_on_hyphens=False)
 
 
 def _wrapped(label: str, text: str) -> list[str]:
-    indent = " " * (2 + _STATE + 1)
-    return textwrap.wrap(f"  {label:<{_STATE}} {text}", _WIDTH, subsequent_indent=indent, break_on_hyphens=False)
+    return _wrap(f"  {label:<{_STATE}} {text}", " " * (2 + _STATE + 1))

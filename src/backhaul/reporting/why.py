@@ -6,13 +6,13 @@ import datetime as dt
 import textwrap
 from collections.abc import Sequence
 
-from backhaul.formats.quantities import format_duration
 from backhaul.formats.window import format_window
-from backhaul.model.verdict import OK, Verdict
+from backhaul.model.verdict import FAILED, NEVER_RUN, OK, Verdict
 from backhaul.planning.windows import jitter, open_at
 from backhaul.reporting import words
 
 _WIDTH = 100
+_IS = {FAILED: "has failed", NEVER_RUN: "has never run"}
 
 
 def why_text(verdict: Verdict, now: dt.datetime, facts: Sequence[str]) -> str:
@@ -24,7 +24,7 @@ def why_text(verdict: Verdict, now: dt.datetime, facts: Sequence[str]) -> str:
         facts: what else is known, as whole sentences: of the timer, of the lock.
     """
     card = verdict.card
-    said = [f"{card.name} ({card.what}) is {verdict.state}" + _reasons(verdict) + "."]
+    said = [f"{card.name} ({card.what}) {_IS.get(verdict.state, f'is {verdict.state}')}{_reasons(verdict)}."]
     zone = words.zone_of(card)
     if card.window is None:
         said.append("It has no window: nothing but a person runs it.")
@@ -32,10 +32,8 @@ def why_text(verdict: Verdict, now: dt.datetime, facts: Sequence[str]) -> str:
         said.append(f"It runs {format_window(card.window)}.")
         delay = jitter(card.window, card.jitter_of)
         if card.window.jitter:
-            most = format_duration(card.window.jitter)
-            said.append(
-                f"It begins {format_duration(delay.total_seconds())} after the opening, its part of up to {most}."
-            )
+            mine, most = words.length(delay.total_seconds()), words.length(card.window.jitter)
+            said.append(f"Its jitter is {mine} of up to {most}.")
         if card.window.excluded:
             said.append(f"It does not open on {', '.join(card.window.excluded)}.")
         opening = open_at(card.window, card.jitter_of, now)
@@ -50,7 +48,7 @@ def why_text(verdict: Verdict, now: dt.datetime, facts: Sequence[str]) -> str:
     said += facts
     run = verdict.last
     if run is None:
-        said.append("It has never run on this host.")
+        said.append("There is no record of a run.")
     else:
         done = words.figures(run)
         end = f"ended {run.state}" if run.finished else f"is {run.state}"
@@ -58,7 +56,7 @@ def why_text(verdict: Verdict, now: dt.datetime, facts: Sequence[str]) -> str:
             f"The last run ({run.id}, {run.trigger}) began {words.clock(run.started, zone)}, "
             f"{words.ago(run.started, now)}, and {end}" + (f" ({done})." if done else ".")
         )
-        if run.why and run.state != OK:
+        if run.why and run.state != OK and not any(run.why in text for _, text in verdict.reasons):
             said.append(f"It says: {run.why}.")
         if verdict.last_good is not None and verdict.last_good is not run:
             good = verdict.last_good.started
@@ -69,4 +67,5 @@ def why_text(verdict: Verdict, now: dt.datetime, facts: Sequence[str]) -> str:
 
 
 def _reasons(verdict: Verdict) -> str:
-    return f": {'; '.join(text for _, text in verdict.reasons)}" if verdict.reasons else ""
+    reasons = [text for state, text in verdict.reasons if state != NEVER_RUN]
+    return f": {'; '.join(reasons)}" if reasons else ""

@@ -11,6 +11,7 @@ from backhaul.model.job import JobCard, RunRecord
 from backhaul.model.verdict import BAD, INCOMPLETE, NEVER_RUN, Overview, Verdict
 
 _LONGEST_SUBJECT = 160
+_WEEK = 6 * 86400.0
 
 
 def subject(overview: Overview) -> str:
@@ -27,7 +28,7 @@ def subject(overview: Overview) -> str:
     if not wrong:
         if len(bad) == count:
             first = min((v.next_begins for v in bad if v.next_begins), default="")
-            when = f", the first begins {clock(first)}" if first else ""
+            when = f", the first begins {clock(first, _zone_of_all(overview))}" if first else ""
             return _cut(f"FIRST NIGHT: {plural(count, 'job')} on {overview.host} not run yet{when}")
         new = f", {plural(len(bad), 'job')} not run yet" if bad else ""
         others = "all " if not bad else ""
@@ -63,6 +64,26 @@ def clock(text: str, zone: ZoneInfo | None = None) -> str:
     return f"{time:%a %Y-%m-%d %H:%M}"
 
 
+def moment(text: str, now: dt.datetime, zone: ZoneInfo | None) -> str:
+    """Write an ISO time as people say it: ``Fri 22:06`` within the week around now, else its date."""
+    near = abs((dt.datetime.fromisoformat(text) - now).total_seconds()) < _WEEK
+    words = clock(text, zone)
+    return f"{words[:3]} {words[-5:]}" if near else words[:-6]
+
+
+def length(seconds: float) -> str:
+    """Write a duration without what is nothing: ``6 min``, ``5 h 30 min``."""
+    words = format_duration(seconds)
+    for nothing in (" 00 s", " 00 min", " 0 h"):
+        words = words.removesuffix(nothing)
+    return words
+
+
+def took(run: RunRecord) -> str:
+    """Write how long a run took."""
+    return f"took {length(run.seconds)}" if run.seconds else ""
+
+
 def zone_of(card: JobCard) -> ZoneInfo | None:
     """Return the zone in which people think of a job; None for this host's."""
     return ZoneInfo(card.window.timezone) if card.window is not None else None
@@ -71,12 +92,17 @@ def zone_of(card: JobCard) -> ZoneInfo | None:
 def ago(text: str, now: dt.datetime) -> str:
     """Write how long ago an ISO time was."""
     seconds = (now - dt.datetime.fromisoformat(text)).total_seconds()
-    return f"{format_duration(seconds)} ago" if seconds >= 0 else f"{format_duration(-seconds)} in the future"
+    return f"{length(seconds)} ago" if seconds >= 0 else f"{length(-seconds)} in the future"
 
 
 def figures(run: RunRecord) -> str:
     """Write what a run did, in a few words."""
-    words = [f"took {format_duration(run.seconds)}"] if run.seconds else []
+    return ", ".join(part for part in (took(run), did(run)) if part)
+
+
+def did(run: RunRecord) -> str:
+    """Write what came of a run: sizes, proofs, and how many attempts it took."""
+    words = []
     if run.kind == jobs.PUSH and run.raw_size:
         words.append(f"{format_size(run.raw_size)} in, {format_size(run.stored_size)} stored")
     elif run.kind == jobs.MIRROR and run.finished:
@@ -88,6 +114,12 @@ def figures(run: RunRecord) -> str:
     if run.attempts > 1:
         words.append(f"{run.attempts} attempts")
     return ", ".join(words)
+
+
+def _zone_of_all(overview: Overview) -> ZoneInfo | None:
+    """Return the zone that all jobs share, for what is said of all of them."""
+    zones = {verdict.card.window.timezone for verdict in overview.verdicts if verdict.card.window is not None}
+    return ZoneInfo(zones.pop()) if len(zones) == 1 else None
 
 
 def worst(overview: Overview) -> str:
