@@ -13,7 +13,7 @@ from typing import Any, NoReturn
 import click
 
 from backhaul.cli import config as config_
-from backhaul.cli import doctor, inspect, jobs, keys, mirror, prune, pull, push, reports, restore, schedule
+from backhaul.cli import doctor, init, inspect, jobs, keys, mirror, prune, pull, push, reports, restore, schedule
 from backhaul.cli.command import ExampleGroup
 from backhaul.cli.output import ReportedError, error_document, print_error, print_json
 from backhaul.errors import BackhaulError, ConfigurationError, FailedError, InterruptedByUserError, UsageError
@@ -52,10 +52,12 @@ Exit status: 0 complete, 1 failed, 2 usage, 3 finished but incomplete,
     metavar="FILE",
     help="The config, instead of /etc/backhaul/config.toml, conf.d and ~/.config/backhaul/config.toml.",
 )
-def cli(config: str | None) -> None:
+@click.pass_context
+def cli(ctx: click.Context, config: str | None) -> None:
     """Database backups off-site in one pass, back in parallel, and never half a backup that looks whole."""
     if config is not None:
-        if not Path(config).is_file():
+        # (init makes one.)
+        if not Path(config).is_file() and ctx.invoked_subcommand != "init":
             raise ConfigurationError(
                 f"There is no config {config}", "it does not exist, or is no file", "Correct the path behind --config."
             )
@@ -87,7 +89,7 @@ cli.add_command(jobs.log)
 cli.add_command(reports.check)
 cli.add_command(reports.metrics)
 cli.add_command(reports.notify)
-cli.add_command(doctor.init)
+cli.add_command(init.init)
 cli.add_command(config_.config)
 cli.add_command(doctor.doctor)
 

@@ -33,7 +33,9 @@ _JITTER, _JITTER_EACH, _JITTER_MOST = 15, 5, 120
 _LONGEST_NAME = 48
 _NAME = re.compile(r"[A-Za-z][A-Za-z0-9_-]*", re.ASCII)
 _TIME = re.compile(r"([01]?\d|2[0-3]):([0-5]\d)", re.ASCII)
-_MARK = re.compile(r"# Made by: backhaul init --name ([A-Za-z][A-Za-z0-9_-]*)$", re.ASCII | re.MULTILINE)
+_MARK = re.compile(
+    r"# Made by: backhaul init --name ([A-Za-z][A-Za-z0-9_-]*) --schedule ([a-z]+)$", re.ASCII | re.MULTILINE
+)
 _TAKEN = (ALL_JOBS, "with", "tick")
 _PING = re.compile(r"/ping/[^/]+(/[^/]+)?/?")
 
@@ -68,22 +70,33 @@ class FirstConfig(msgspec.Struct, frozen=True, kw_only=True):
     """All that the config is made from.
 
     Attributes:
-        name: of this set-up: its store is called so.
+        name: of this set-up.
+        store_name: what the store is called.
         store: the store's URL, or ``NAME:path`` in a store that a config names already.
         settings: what the store needs besides its URL.
         sources: what is backed up.
         channels: by name; the file that holds what is hidden, for those that hide something.
         start: when the nightly window opens, HH:MM.
+        how: what was chosen to begin jobs: init goes by it when it goes on.
         environment: variables that all jobs need.
     """
 
     name: str
+    store_name: str
     store: str
     settings: Mapping[str, str] = {}
     sources: tuple[FirstSource, ...]
     channels: Mapping[str, tuple[FirstChannel, str]] = {}
     start: str = DEFAULT_START
+    how: str = "auto"
     environment: Mapping[str, str] = {}
+
+
+class Mark(msgspec.Struct, frozen=True):
+    """What a config says of its making: the name of the set-up, and what was to begin its jobs."""
+
+    name: str
+    how: str
 
 
 def first_config(config: FirstConfig) -> str:
@@ -104,10 +117,10 @@ def first_config(config: FirstConfig) -> str:
     return text
 
 
-def made_by_init(text: str) -> str | None:
-    """Return the name of the set-up whose first config a text is; None for a config that somebody else wrote."""
+def made_by_init(text: str) -> Mark | None:
+    """Return the mark of a config that init made; None for a config that somebody else wrote."""
     found = _MARK.match(text)
-    return found[1] if found is not None else None
+    return Mark(found[1], found[2]) if found is not None else None
 
 
 def jobs_of(text: str) -> dict[str, str]:
@@ -247,15 +260,15 @@ def _web_channel(text: str) -> FirstChannel:
 
 
 def _lines(config: FirstConfig) -> Iterator[str]:
-    yield f"# Made by: backhaul init --name {config.name}"
+    yield f"# Made by: backhaul init --name {config.name} --schedule {config.how}"
     yield "# It is yours from here on: init never changes it again. All settings: backhaul config schema; what holds:"
     yield "# backhaul config show. After a change: backhaul config check, and backhaul schedule install."
     yield ""
     named = re.match(r"([A-Za-z][A-Za-z0-9_-]*):(?!//)", config.store)
-    base = config.store.rstrip("/") + ("" if config.store.endswith(":") else "/") if named else f"{config.name}:"
+    base = config.store.rstrip("/") + ("" if config.store.endswith(":") else "/") if named else f"{config.store_name}:"
     if not named:
-        yield f"# Where backups go: {config.name}:NAME is NAME below this place, here and on the command line."
-        yield f"[stores.{config.name}]"
+        yield f"# Where backups go: {config.store_name}:NAME is NAME below this place, here and on the command line."
+        yield f"[stores.{config.store_name}]"
         yield f"url = {_text(config.store)}"
         for key, value in config.settings.items():
             if key == "credentials-file":
@@ -273,14 +286,9 @@ def _lines(config: FirstConfig) -> Iterator[str]:
             yield "# (Who knows it can post: it is kept in a file that only its owner reads.)"
             yield f"{channel.hidden[0]} = {{ file = {_text(file)} }}"
         yield ""
-    yield "# What holds for every job that does not say otherwise."
-    yield "[defaults]"
-    if config.channels:
-        yield f"notify = [{', '.join(_text(name) for name in config.channels)}]"
-    else:
-        yield '# Nobody is told of failures: that was asked for. To change it: write [notify.NAME] and notify = "NAME".'
-    if config.environment:
-        yield f"environment = {_table(config.environment)}"
+    if not config.channels:
+        yield "# Nobody is told when something fails: that was asked for. To change it write [notify.NAME], and into"
+        yield '# each job notify = ["NAME"]; see docs/commands/notify.md.'
     for source in config.sources:
         yield ""
         yield from _jobs(config, source, f"{base}{source.job}")
@@ -289,6 +297,8 @@ def _lines(config: FirstConfig) -> Iterator[str]:
 
 def _jobs(config: FirstConfig, source: FirstSource, series: str) -> Iterator[str]:
     jitter = min(max(_JITTER, _JITTER_EACH * len(config.sources)), _JITTER_MOST)
+    # In each job, not in [defaults]: those would hold for the jobs of other files, too.
+    common = [f"notify = [{', '.join(_text(name) for name in config.channels)}]"] if config.channels else []
     window = {"length": _LENGTH, "jitter": f"{jitter}m"}
     yield f"[jobs.{source.job}]"
     yield 'kind = "push"'
@@ -296,9 +306,11 @@ def _jobs(config: FirstConfig, source: FirstSource, series: str) -> Iterator[str
     yield f"to = {_text(series)}"
     yield f"window = {_table({'start': config.start, **window})}"
     yield 'max_age = "26h"            # older than a night and two hours: it is overdue, and people are told'
-    if source.environment or source.secrets:
-        yield "# What the shell had in which init ran. Secrets are files that only their owner reads."
-        items = [f"{name} = {_text(value)}" for name, value in source.environment.items()]
+    yield from common
+    environment = {**config.environment, **source.environment}
+    if environment or source.secrets:
+        yield "# What the shell had in which init ran, and timers have not. (Secrets: in files of their owner alone.)"
+        items = [f"{name} = {_text(value)}" for name, value in environment.items()]
         items += [f"{name} = {{ file = {_text(path)} }}" for name, path in source.secrets.items()]
         yield f"environment = {{ {', '.join(items)} }}"
     yield ""
@@ -309,6 +321,9 @@ def _jobs(config: FirstConfig, source: FirstSource, series: str) -> Iterator[str
     yield from (f"{key} = {count}" for key, count in KEPT.items())
     yield f"window = {_table({'start': _later(config.start, _PRUNE_AFTER), **window})}"
     yield 'max_age = "26h"'
+    yield from common
+    if config.environment:
+        yield f"environment = {_table(config.environment)}"
     yield ""
     if source.drilled:
         yield "# Proves once a week that the newest backup restores, in a scratch server on this host."
@@ -317,6 +332,9 @@ def _jobs(config: FirstConfig, source: FirstSource, series: str) -> Iterator[str
         yield f"series = {_text(series)}"
         yield f"window = {_table({'start': _later(config.start, _DRILL_AFTER), 'days': 'sun', **window})}"
         yield 'max_age = "8d"'
+        yield from common
+        if config.environment:
+            yield f"environment = {_table(config.environment)}"
     else:
         yield "# It can't be drilled on this host (backhaul doctor says why): drill it on another."
 

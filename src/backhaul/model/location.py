@@ -36,7 +36,7 @@ class Location(msgspec.Struct, frozen=True, kw_only=True):
         bucket: the bucket's name (s3).
         path: the key prefix without slashes at its ends (s3), or a file system path (local).
         endpoint, region, profile: settings of the connection, where given (s3).
-        credentials_file: a file of credentials as ~/.aws/credentials is one, instead of that and of the environment (s3).
+        credentials_file: a file of keys as ~/.aws/credentials is one, instead of that and the environment (s3).
         provider: the profile's name where it was set rather than recognised (s3).
         max_parts: a lower limit than the profile's (s3).
         max_part: the largest part to make, which bounds memory (s3).

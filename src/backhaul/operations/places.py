@@ -18,7 +18,8 @@ from backhaul.formats.when import When
 from backhaul.model.location import Location
 
 CONFIG_VARIABLE = "BACKHAUL_CONFIG"
-_SYSTEM = Path("/etc/backhaul")
+# Where the config of the host itself lies.
+SYSTEM = Path("/etc/backhaul")
 
 
 class _Stores(Mapping[str, Location]):
@@ -49,9 +50,14 @@ def config_files() -> list[Path]:
     named = os.environ.get(CONFIG_VARIABLE)
     if named:
         return [Path(named)]
-    home = Path(os.environ.get("XDG_CONFIG_HOME") or Path.home() / ".config")
-    candidates = [_SYSTEM / "config.toml", *sorted((_SYSTEM / "conf.d").glob("*.toml")), home / "backhaul/config.toml"]
+    candidates = [SYSTEM / "config.toml", *sorted((SYSTEM / "conf.d").glob("*.toml")), user_config()]
     return [path for path in candidates if path.is_file()]
+
+
+def user_config() -> Path:
+    """Return where a user's own config lies, or would."""
+    home = Path(os.environ.get("XDG_CONFIG_HOME") or Path.home() / ".config")
+    return home / "backhaul/config.toml"
 
 
 def read_text(path: Path) -> str:
