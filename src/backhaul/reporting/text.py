@@ -93,7 +93,7 @@ def _columns(verdict: Verdict, now: dt.datetime) -> list[str]:
         return [verdict.reasons[0][1]]
     if run is None:
         return [after.replace("next", "first run", 1) or "nothing begins it but a person"]
-    return [words.moment(run.started, now, zone), words.took(run), words.did(run), after]
+    return [words.moment(run.started, now, zone), words.length(run.seconds), words.did(run), after]
 
 
 def _shown(state: str) -> str:
