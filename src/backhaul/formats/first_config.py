@@ -220,13 +220,13 @@ def channel_of(text: str, *, host: str, sendmail: str, smtp_host: str) -> FirstC
                 "Write https://..., in ASCII; headers and tokens can be written into the config later.",
             )
         return _web_channel(text)
-    if parse_address(text) is None:
+    if not _is_address(text):
         raise UsageError(
             f"{text!r} is nobody who can be told",
             "it is neither a mail address nor an http(s) URL",
             f"Write dba@example.com, https://..., or {NOBODY}.",
         )
-    sender = f"backhaul@{host}" if parse_address(f"backhaul@{host}") is not None else "backhaul@localhost"
+    sender = f"backhaul@{host}" if _is_address(f"backhaul@{host}") else "backhaul@localhost"
     settings: dict[str, str | int] = {"from": sender, "to": text}
     if smtp_host:
         name, colon, port = smtp_host.rpartition(":")
@@ -240,6 +240,10 @@ def channel_of(text: str, *, host: str, sendmail: str, smtp_host: str) -> FirstC
     else:
         settings |= {"host": "localhost", "port": 25}
     return FirstChannel(kind=MAIL, settings=settings)
+
+
+def _is_address(text: str) -> bool:
+    return text.isprintable() and parse_address(text) is not None
 
 
 def _web_channel(text: str) -> FirstChannel:
