@@ -302,7 +302,7 @@ def _ask_whom(given: Answers) -> tuple[str, ...]:
                 raise UsageError(f"{NOBODY} stands beside somebody", "it is one or the other", f"Leave out {NOBODY}.")
         return words
 
-    local = shutil.which("sendmail", path="/usr/sbin:/usr/lib:/usr/bin") is not None or bool(given.smtp_host)
+    local = not given.smtp_host and shutil.which("sendmail", path="/usr/sbin:/usr/lib:/usr/bin") is not None
     click.echo("\nA mail address, or an http(s) URL (Slack, ntfy, Healthchecks, a webhook), or nobody.", err=True)
     return _ask("3. Whom to tell when a backup fails or is missing", getpass.getuser() if local else None, read)
 

@@ -22,6 +22,7 @@ from backhaul.errors import BackhaulError, ConfigurationError, FailedError, Inco
 from backhaul.formats import first_config
 from backhaul.formats.config import Config, read_config
 from backhaul.formats.first_config import NOBODY, FirstChannel, FirstConfig, FirstSource
+from backhaul.formats.location import parse_location
 from backhaul.formats.quantities import format_duration, format_size
 from backhaul.formats.redaction import redact_text
 from backhaul.formats.source_url import is_source_url, parse_source_url
@@ -223,7 +224,7 @@ def draft_of(answers: Answers, place: Place, say: Say, *, try_store: bool = True
     channels = [] if answers.tell == (NOBODY,) else [_channel(text, answers) for text in answers.tell]
     urls = [parse_source_url(source_of(text)) for text in dict.fromkeys(answers.sources)]
     store = store_of(answers.store)
-    location = places.store_at(store)
+    location = _location(store)
     others = [path for path in places.config_files() if path != place.path and path.is_file()]
     documents = [(str(path), places.read_text(path)) for path in others]
     there = read_config(documents, system_zone())
@@ -305,9 +306,15 @@ def store_of(text: str) -> str:
         UsageError: it is malformed.
         ConfigurationError: it names a store that no config defines.
     """
-    location = places.store_at(text)
+    location = _location(text)
     # (Of a named store, and of file://, the path is another than what was written.)
     return text if location.path != text else str(Path(text).expanduser().absolute())
+
+
+def _location(text: str) -> Location:
+    """Read STORE; the config that was named need not be there yet."""
+    files = [path for path in places.config_files() if path.is_file()]
+    return places.store_at(text) if files else parse_location(text, whole_bucket=True)
 
 
 def _channel(text: str, answers: Answers) -> FirstChannel:
