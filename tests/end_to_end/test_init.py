@@ -17,7 +17,8 @@ from typing import Any
 
 import pytest
 
-from backhaul.testing.notify_servers import MailServer
+from backhaul.model.results import FoundSource
+from backhaul.testing.notify_servers import HttpSink, MailServer
 from backhaul.testing.servers import ACCESS_KEY, SECRET_KEY, PostgreSQL
 
 from ..conftest import Cli, keys
@@ -377,6 +378,45 @@ def test_a_death_leaves_no_config_or_a_whole_one(tmp_path: Path, monkeypatch: py
     assert outcomes == {True, False}
 
 
+def test_urls_are_kept_like_secrets_and_a_check_is_well_again(
+    here: Cli, site: Site, database: str, tmp_path: Path
+) -> None:
+    with HttpSink() as sink:
+        base = sink.url.rstrip("/")
+        (tmp_path / "hook").write_text(f"{base}/hooks/geheim1\n")
+        whom = ("--notify", f"@{tmp_path / 'hook'}", "--notify", f"{base}/ping/geheim2")
+        result = here("init", "--from", database, "--to", "store", *whom, "--schedule", "none", "--yes")
+        assert result.code == 0, result.err
+        paths = [request.path for request in sink.requests]
+    assert paths == ["/hooks/geheim1", "/ping/geheim2/fail", "/ping/geheim2"]
+    assert "geheim" not in site.config.read_text() + result.err + result.out.decode()
+    assert sorted(path.name for path in secret_files(site)) == ["healthchecks", "slack"]
+    assert all(path.stat().st_mode & 0o777 == 0o600 for path in secret_files(site))
+
+
+def test_a_server_that_is_copied_whole_is_not_dumped_too() -> None:
+    from backhaul.cli.init import _default_sources
+
+    def found(kind: str, url: str, problem: str = "") -> FoundSource:
+        return FoundSource(kind=kind, url=url, label="x", problem=problem)
+
+    large = found("postgresql+physical", "postgresql+physical:///?host=/a&port=1")
+    inside = found("postgresql", "postgresql:///app?host=/a&port=1")
+    other = found("postgresql", "postgresql:///app?host=/a&port=2")
+    away = found("mariadb", "mariadb:///", "refused")
+    assert _default_sources([large, inside, other, away]) == [large, other]
+
+
+def test_a_file_of_keys_that_is_not_there_is_told(there: Cli, bucket: str, tmp_path: Path) -> None:
+    """Although the environment has keys: those were not asked for."""
+    refused = there("list", f"s3://{bucket}/p?credentials-file={tmp_path}/none")
+    assert refused.code == 10 and f"{tmp_path}/none: No such file" in refused.err and "next:" in refused.err
+    assert there("list", f"s3://{bucket}/p?credentials-file=none").code == 2
+    (tmp_path / "keys").write_text("[default]\naws_access_key_id = wrong\naws_secret_access_key = wrong\n")
+    wrong = there("list", f"s3://{bucket}/p?credentials-file={tmp_path}/keys")
+    assert wrong.code == 10, wrong.err
+
+
 def test_json(here: Cli, site: Site, database: str) -> None:
     arguments = ("init", "--from", database, "--to", "store", *site.flags, "--schedule", "cron", "--json")
     dry = here.ok(*arguments, "--dry-run").json
@@ -437,10 +477,13 @@ class Terminal:
 
     def interrupt(self) -> None:
         """Press Ctrl-C until it is heard: Python is deaf between showing a prompt and waiting for its answer."""
-        while True:
+        for _ in range(20):
             os.write(self._master, b"\x03")
-            if select.select([self._master], [], [], 1.0)[0] and (not self._read(1.0) or "Interrupted" in self.shown):
-                return
+            wait = time.monotonic() + 2.0
+            while time.monotonic() < wait:
+                if "Interrupted" in self.shown or not self._read(wait - time.monotonic()):
+                    return
+        pytest.fail(self.shown)
 
     def end(self, seconds: float = 60) -> int:
         end = time.monotonic() + seconds

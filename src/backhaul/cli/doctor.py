@@ -15,7 +15,7 @@ from backhaul.formats.redaction import redact_text
 from backhaul.formats.store_settings import SETTING_HELP
 from backhaul.model.results import Diagnosis
 
-_SETTINGS = "\n".join(f"  {key:<14} {words}" for key, words in SETTING_HELP)
+_SETTINGS = "\n".join(f"  {key:<16} {words}" for key, words in SETTING_HELP)
 _EPILOG = f"""\b
 Examples:
   backhaul doctor s3://acme/db7

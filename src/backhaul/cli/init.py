@@ -51,9 +51,10 @@ schedule is not, 10 nothing was written.""",
 @click.option(
     "--notify",
     "tell",
-    metavar="ADDRESS|URL|nobody",
+    metavar="ADDRESS|URL|@FILE|nobody",
     multiple=True,
-    help="Whom to tell: by mail; by Slack, ntfy, Healthchecks or a webhook; repeatable.",
+    help="Whom to tell: by mail; by Slack, ntfy, Healthchecks or a webhook, whose URL may be in FILE, where no list of "
+    "processes shows it; repeatable.",
 )
 @click.option("--at", "start", metavar="HH:MM", help="When the nightly window of 6 hours opens.  [default: 02:00]")
 @click.option("--name", metavar="NAME", help="Of this set-up, where there are several.  [default: backups]")
@@ -91,7 +92,7 @@ def init(
     given = Answers(
         sources=sources,
         store=store or "",
-        tell=tell,
+        tell=tuple(_whom(text) for text in tell),
         start=start or "",
         name=name,
         how=how or "",
@@ -224,6 +225,17 @@ def _completed(given: Answers) -> Answers:
             "Name it: --from postgresql:///app, mariadb:///app, sqlite:///path/f.db, dir:///path",
         )
     return msgspec.structs.replace(given, sources=tuple(each.url for each in found))
+
+
+def _whom(text: str) -> str:
+    if not text.startswith("@"):
+        return text
+    try:
+        return Path(text[1:]).read_text().strip()
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigurationError(
+            f"{text[1:]} can't be read", str(error), "Write the URL there, and name it again: --notify @FILE."
+        ) from error
 
 
 def _asked(given: Answers) -> Answers:
