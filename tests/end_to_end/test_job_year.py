@@ -71,7 +71,7 @@ class Year:
 
     def job(self) -> Job:
         settings = self.config.jobs["night"]
-        return job_of(settings, known_since=self.history.seen(job_of(settings).card))
+        return job_of(settings, known_since=self.history.note_job(job_of(settings).card))
 
     def runner(self) -> Runner:
         def tell(job: Job, record: jobs.RunRecord) -> None:

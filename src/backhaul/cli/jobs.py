@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import datetime as dt
 import os
+import queue
 import re
 import sys
+import threading
 import time
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
@@ -29,7 +32,6 @@ from backhaul.formats.quantities import format_duration, parse_duration
 
 if TYPE_CHECKING:
     from backhaul.jobs.host import JobHost
-    from backhaul.jobs.runner import Echo
     from backhaul.model.job import Job, RunRecord
 
 _JSON_HELP = "Print one JSON object on stdout."
@@ -37,6 +39,7 @@ _STAGE = "|"
 # What several jobs end with: the first of these that one of them did, or else 1.
 _SEVERITY = (10, 11, 3, 75, 0)
 _QUIET_LINES = 30
+_LONGEST_HOLD = 366 * 86400.0
 
 
 @click.command(
@@ -77,7 +80,7 @@ def run(
     if scheduled and at_once:
         raise UsageError("--scheduled and --now exclude each other", "the one waits for the window", "Leave one out.")
     with JobHost() as host:
-        found = [host.job(name) for name in names]
+        found = [host.job(name, note=True) for name in names]
         records: list[RunRecord] = []
         errors: list[BackhaulError] = []
         for job in found:
@@ -118,7 +121,8 @@ def _run_one(
     """Run one job; return its record, and what there is to say of it as an error."""
     from backhaul.model import job as jobs
 
-    runner = host.runner(None if quiet else _pass_on())
+    passed_on = None if quiet else _PassedOn()
+    runner = host.runner(passed_on, passed_on.ready if passed_on is not None else lambda: True)
     try:
         record = runner.run(
             job, trigger=trigger, at_once=at_once, despite_hold=despite_hold, inherit_input=inherit_input
@@ -126,6 +130,8 @@ def _run_one(
     except (LockBusyError, ConfigurationError) as error:
         return None, error
     finally:
+        if passed_on is not None:
+            passed_on.close()
         for problem in (*runner.problems, *host.history.problems):
             click.echo(f"backhaul: {problem}", err=True)
     name = job.card.name
@@ -148,29 +154,46 @@ def _run_one(
 
 def _last_lines(host: JobHost, record: RunRecord) -> str:
     """Return the end of what a quiet run said: cron mails it."""
-    path = host.history.log_path(record.job, record.id)
-    try:
-        with open(path, "rb") as file:
-            file.seek(0, os.SEEK_END)
-            file.seek(max(file.tell() - (1 << 16), 0))
-            lines = file.read().decode(errors="replace").splitlines()
-    except OSError:
-        return record.last_words
-    return "\n".join(lines[-_QUIET_LINES:])
+    from backhaul.jobs.log import LogReader
+
+    text = b"".join(LogReader(host.history.log_path(record.job, record.id)).new())[-(1 << 16) :]
+    return "\n".join(text.decode(errors="replace").splitlines()[-_QUIET_LINES:]) or record.last_words
 
 
-def _pass_on() -> Echo:
-    from backhaul.jobs.log import OUTPUT
+class _PassedOn:
+    """Passes lines on by a thread of its own: whoever reads them may stall, and the job's limits hold all the same."""
 
-    def echo(tag: bytes, text: bytes) -> None:
-        try:
-            view = memoryview(text)
-            while view:
-                view = view[os.write(1 if tag == OUTPUT else 2, view) :]
-        except OSError:
-            pass  # whoever listened went away; the job goes on, and its log has it all
+    _MOST = 64
+    # So long the last lines are waited for when nobody takes them.
+    _PATIENCE = 10.0
 
-    return echo
+    def __init__(self) -> None:
+        self._queue: queue.SimpleQueue[tuple[bytes, bytes] | None] = queue.SimpleQueue()
+        self._thread = threading.Thread(target=self._work, name="backhaul-echo", daemon=True)
+        self._thread.start()
+
+    def __call__(self, tag: bytes, text: bytes) -> None:
+        self._queue.put((tag, text))
+
+    def ready(self) -> bool:
+        return self._queue.qsize() < self._MOST
+
+    def close(self) -> None:
+        self._queue.put(None)
+        self._thread.join(self._PATIENCE)
+
+    def _work(self) -> None:
+        from backhaul.jobs.log import OUTPUT
+
+        gone = False
+        while (item := self._queue.get()) is not None:
+            tag, text = item
+            try:
+                view = memoryview(b"" if gone else text)
+                while view:
+                    view = view[os.write(1 if tag == OUTPUT else 2, view) :]
+            except OSError:
+                gone = True  # whoever listened went away; the job goes on, and its log has it all
 
 
 def _worst(statuses: Sequence[int]) -> int:
@@ -231,6 +254,7 @@ def exec_(
     given = name or re.sub(r"[^A-Za-z0-9_-]+", "-", os.path.basename(stages[0][0])).strip("-_") or "command"
     if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9_-]*", given):
         raise UsageError(f"{given!r} can't be a job's name", "names have letters, digits, - and _", "Choose another.")
+    _check_exec_name(given)
     with JobHost(Config()) as host:
         job = Job(
             card=JobCard(name=given, host=socket.gethostname(), kind=COMMAND, what=described_command(stages)),
@@ -241,7 +265,7 @@ def exec_(
             lock=lock,
             log_size=parse_size(log_size),
         )
-        host.history.seen(job.card)
+        host.history.note_job(job.card)
         record, error = _run_one(host, job, quiet=quiet or as_json, trigger=EXEC, inherit_input=True)
         if error is not None:
             if record is None:
@@ -251,6 +275,22 @@ def exec_(
     if as_json:
         print_json("exec", record)
     ctx.exit(record.exit_status or 0)
+
+
+def _check_exec_name(name: str) -> None:
+    """Refuse the name of a job of the config: its records would be taken for that job's own."""
+    from backhaul.formats.config import TAKEN_NAMES
+    from backhaul.jobs.config import load_config
+
+    names: tuple[str, ...] = ()
+    with contextlib.suppress(BackhaulError):  # one that is not right keeps no command from running
+        names = tuple(load_config().jobs)
+    if name in names or name in TAKEN_NAMES:
+        raise UsageError(
+            f"{name!r} can't be the name of this run",
+            "it is a job of the config" if name in names else "it means something to the command line",
+            "Give another one with --name.",
+        )
 
 
 def _stages(tail: list[str] | None) -> tuple[tuple[str, ...], ...]:
@@ -377,6 +417,8 @@ def _hold_job(name: str, length: str | None, reason: str, *, as_json: bool) -> N
     if length is None:
         raise UsageError("The hold has no end", "one that nobody ends would be forgotten", "Say how long: --for 2h")
     seconds = parse_duration(length)
+    if seconds > _LONGEST_HOLD:
+        raise UsageError(f"--for {length} is no pause", "it is more than a year", "Take the job out of the config.")
     with JobHost() as host:
         _check_job(host, name)
         made = host.holds.add(name, host.now() + dt.timedelta(seconds=seconds), reason)
@@ -462,7 +504,7 @@ def _hold_backup(reference: str, length: str | None, reason: str, *, release: bo
 def _hold_with(words: tuple[str, ...], tail: list[str] | None, length: str | None, reason: str, patience: float) -> int:
     """Run a command under a hold: jobs that run end first, none begins meanwhile."""
     from backhaul.jobs.host import JobHost
-    from backhaul.jobs.runner import running_now
+    from backhaul.jobs.runner import is_running
     from backhaul.model.job import ALL_JOBS
     from backhaul.processes.command import Command
 
@@ -475,6 +517,8 @@ def _hold_with(words: tuple[str, ...], tail: list[str] | None, length: str | Non
     name = words[1] if len(words) > 1 else ALL_JOBS
     # It ends with this process; the time is for the case that nothing of the sort can be told any more.
     seconds = parse_duration(length) if length is not None else 7 * 86400.0
+    if seconds > _LONGEST_HOLD:
+        raise UsageError(f"--for {length} is no pause", "it is more than a year", "Leave it out.")
     with JobHost() as host:
         _check_job(host, name)
         made = host.holds.add(
@@ -483,7 +527,7 @@ def _hold_with(words: tuple[str, ...], tail: list[str] | None, length: str | Non
         try:
             deadline = time.monotonic() + patience
             waiting = ""
-            while busy := [job for job in _held_jobs(host, name) if running_now(host.history, job) is not None]:
+            while busy := [job for job in _held_jobs(host, name) if is_running(host.history, job)]:
                 if ", ".join(busy) != waiting:
                     waiting = ", ".join(busy)
                     click.echo(f"backhaul: waiting for {waiting} to finish its part", err=True)
@@ -591,29 +635,26 @@ def _list_runs(found: list[RunRecord], *, as_json: bool) -> None:
 
 
 def _print_log(host: JobHost, record: RunRecord, *, follow: bool) -> None:
+    from backhaul.jobs.log import LogReader
     from backhaul.model.job import RUNNING
 
     path = host.history.log_path(record.job, record.id)
-    try:
-        file = open(path, "rb")  # noqa: SIM115 - closed below
-    except OSError as error:
+    reader = LogReader(path)
+    if not path.exists():
         raise FailedError(
             f"The log of {record.id} can't be read",
-            error.strerror or str(error),
+            f"{path} is not there",
             "Its record has the last words: backhaul log --json",
-        ) from error
-    with file:
-        while True:
-            while data := file.read(1 << 16):
-                sys.stdout.buffer.write(data)
-            sys.stdout.buffer.flush()
-            if not follow:
-                return
-            now = host.history.find(record.job, record.id)
-            if now is None or now.state != RUNNING:
-                sys.stdout.buffer.write(file.read())
-                return
-            time.sleep(0.5)
+        )
+    while True:
+        now = host.history.find(record.job, record.id)
+        ended = now is None or now.state != RUNNING
+        for data in reader.new():
+            sys.stdout.buffer.write(data)
+        sys.stdout.buffer.flush()
+        if ended or not follow:
+            return
+        time.sleep(0.5)
 
 
 @click.command(short_help="Why a job did or did not run, in a paragraph.")
@@ -622,7 +663,7 @@ def _print_log(host: JobHost, record: RunRecord, *, follow: bool) -> None:
 def why(job: str, as_json: bool) -> None:
     """Say when JOB runs, what keeps it from running, and what became of it last."""
     from backhaul.jobs.host import JobHost
-    from backhaul.jobs.runner import running_now
+    from backhaul.jobs.runner import is_running, running_now
     from backhaul.reporting.why import why_text
 
     with JobHost() as host:
@@ -635,7 +676,8 @@ def why(job: str, as_json: bool) -> None:
         verdict = overview.verdicts[0]
         facts = [_timer(host, job)] if verdict.card.window is not None else []
         running = running_now(host.history, job)
-        facts.append(f"Its lock is held by process {running.pid}." if running is not None else "Its lock is free.")
+        holder = f" by process {running.pid}" if running is not None else ""
+        facts.append(f"Its lock is held{holder}." if is_running(host.history, job) else "Its lock is free.")
         facts += [f"{problem[:1].upper()}{problem[1:]}." for problem in overview.problems]
         if as_json:
             print_json("why", {"verdict": msgspec.to_builtins(verdict), "facts": facts})

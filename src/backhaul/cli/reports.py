@@ -34,10 +34,12 @@ def _overview(names: tuple[str, ...], store: str | None) -> Overview:
             found = msgspec.structs.replace(found, verdicts=verdicts)
         return found
     with JobHost() as host:
+        found = host.overview(*names)
         for name in names:
-            if name not in host.history.names():
-                host.job(name)  # says what there is
-        return host.overview(*names)
+            # Somebody means to watch it: one that nothing is known of is an error, which says what there is.
+            if all(verdict.card.name != name for verdict in found.verdicts):
+                host.job(name)
+        return found
 
 
 @click.command(
@@ -134,10 +136,11 @@ def check(ctx: click.Context, names: tuple[str, ...], store: str | None, nagios:
 
     try:
         overview = _overview(names, store)
-    except BackhaulError as error:
+    except Exception as error:
         if not nagios:
             raise
-        print(f"BACKHAUL UNKNOWN - {error.what}: {' '.join(error.why.split())}".replace("|", "/"))  # noqa: T201
+        why = f"{error.what}: {error.why}" if isinstance(error, BackhaulError) else f"{type(error).__name__}: {error}"
+        print(f"BACKHAUL UNKNOWN - {' '.join(why.split())}".replace("|", "/"))  # noqa: T201
         ctx.exit(3)
     if store is not None and not overview.verdicts and not nagios:
         raise FailedError(

@@ -51,7 +51,7 @@ TABLES = ("stores", "defaults", "notify", "jobs")
 _SETTINGS = tuple(name for name, _ in SETTING_HELP)
 _NAME = re.compile(r"[A-Za-z][A-Za-z0-9_-]*", re.ASCII)
 # What `backhaul hold` and `backhaul run` say of themselves.
-_TAKEN = (ALL_JOBS, "with", "tick")
+TAKEN_NAMES = (ALL_JOBS, "with", "tick")
 
 
 class Problem(msgspec.Struct, frozen=True):
@@ -325,8 +325,8 @@ class _Reader:
                 self.problem(f"{at}.window.length", "a window is open for a minute at least")
 
     def _is_name(self, at: str, name: str) -> bool:
-        if not _NAME.fullmatch(name) or name in _TAKEN:
-            taken = f"{name} means something to the command line" if name in _TAKEN else ""
+        if not _NAME.fullmatch(name) or name in TAKEN_NAMES:
+            taken = f"{name} means something to the command line" if name in TAKEN_NAMES else ""
             self.problem(at, taken or "names have letters, digits, - and _, and begin with a letter")
             return False
         return True

@@ -13,17 +13,19 @@ from collections.abc import Sequence
 
 MASK = "***"
 
-_NAME = r"[\w.-]*(?:passw(?:or)?d|passwd|pwd|passphrase|secret|token|credential|api[_-]?key|access[_-]?key)[\w.-]*"
-_ASSIGNMENT = re.compile(rf"(?i)((?<![\w-])(?:--?)?{_NAME}\s*=\s*)('[^']*'|\"[^\"]*\"|[^\s&;|]+)")
+_WORD = r"(?:passw(?:or)?d|passwd|pwd|passphrase|secret|token|credential|api[_-]?key|access[_-]?key)[\w.-]{0,60}"
+_NAME = rf"[\w.-]*{_WORD}"
+# (In texts what stands before the word is not looked at: a long one would be, from each of its letters.)
+_ASSIGNMENT = re.compile(rf"(?i)({_WORD}\s*=\s*)('[^']*'|\"[^\"]*\"|[^\s&;|]+)")
 _WHOLE_ASSIGNMENT = re.compile(rf"(?is)((?:--?)?{_NAME}=).+")
-_URL_PASSWORD = re.compile(r"(?i)(\b[a-z][a-z0-9+.-]*://[^\s/:@]*:)\S+(?=@)")
+_URL_PASSWORD = re.compile(r"(?i)(\b[a-z][a-z0-9+.-]{0,30}://[^\s/:@]*:)\S+(?=@)")
 _AUTHORIZATION = re.compile(r"(?i)(\bauthorization\s*:\s*|\b(?:bearer|basic)\s+)([^\s'\"]+(?:\s+[^\s'\"]+)?)")
 # An age identity says itself that it is one, wherever it stands.
 _AGE_IDENTITY = re.compile(r"(?i)(SECRET-KEY-(?:PQ-)?1)[A-Z0-9]+")
 _PRIVATE_KEY = re.compile(r"(?s)(-----BEGIN [A-Z ]*PRIVATE KEY-----).*?(?=-----END|$)")
 _PASS_SOURCE = re.compile(r"\b(pass:)\S+")
 _OPTION = re.compile(rf"(?i)--?{_NAME}")
-_SPACED_OPTION = re.compile(rf"(?i)((?<!\S)--?{_NAME}\s+)('[^']*'|\"[^\"]*\"|[^\s&;|]+)")
+_SPACED_OPTION = re.compile(rf"(?i)((?<!\S)--?[\w.-]{{0,60}}?{_WORD}\s+)('[^']*'|\"[^\"]*\"|[^\s&;|]+)")
 
 # Programs whose short options take a secret: (program, option). A value may follow at once or as the next word.
 _SHORT_OPTIONS = (

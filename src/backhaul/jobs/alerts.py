@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
+import contextlib
 import datetime as dt
-from collections.abc import Callable, Sequence
+import time
+from collections.abc import Callable, Iterator, Sequence
 
-from backhaul.errors import BackhaulError
+from backhaul.errors import BackhaulError, LockBusyError
 from backhaul.formats.config import Config
 from backhaul.formats.redaction import redact_text
 from backhaul.jobs.channels import OpenChannel, open_channel
-from backhaul.jobs.history import History
+from backhaul.jobs.history import History, undelivered
 from backhaul.model import job as jobs
 from backhaul.model.channel import Channel
 from backhaul.model.job import RunRecord
 from backhaul.model.verdict import Delivery, Message, Overview
+from backhaul.operations.locks import locked
 from backhaul.planning.alerts import SIGN_OF_LIFE, Told, decide, life_is_due
 from backhaul.reporting import messages
 
@@ -47,12 +50,17 @@ class Alerts:
 
     def tell(self, overview: Overview) -> list[Delivery]:
         """Tell what there is to tell of each job; return what became of it."""
+        with self._one_at_a_time():
+            return self._tell(overview)
+
+    def _tell(self, overview: Overview) -> list[Delivery]:
         found: list[Delivery] = []
         now = self._now()
+        unheard = {each.job for each in undelivered(self._history.deliveries(200))}
         for verdict in overview.verdicts:
             name = verdict.card.name
             channels, everyone = self._channels_of(name)
-            reason = decide(self._history.told(name), verdict, now)
+            reason = decide(self._history.told(name), verdict, now, unheard=name in unheard)
             if reason is None or not channels:
                 continue
             deliveries = self.deliver(messages.alert(overview, verdict, reason), channels, everyone=everyone)
@@ -61,6 +69,21 @@ class Alerts:
                 run = verdict.last.id if verdict.last is not None else ""
                 self._history.note_told(name, Told(verdict.state, run, _iso(now)))
         return found
+
+    @contextlib.contextmanager
+    def _one_at_a_time(self) -> Iterator[None]:
+        """Keep others from telling the same meanwhile: a run that ends, and a tick that looks. For a minute at most."""
+        path = self._history.directory / "alerts.lock"
+        with contextlib.ExitStack() as stack:
+            for _ in range(60):
+                try:
+                    stack.enter_context(locked(str(path)))
+                    break
+                except LockBusyError:
+                    time.sleep(1.0)
+                except BackhaulError:
+                    break  # a state disk that takes no lock: better told twice than not at all
+            yield
 
     def sign_of_life(self, overview: Overview) -> list[Delivery]:
         """Send the report of all jobs where the last one is a week old; return what became of it."""

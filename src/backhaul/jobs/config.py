@@ -8,7 +8,6 @@ import shlex
 import socket
 import sys
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Any
 from zoneinfo import available_timezones
 
@@ -25,27 +24,21 @@ from backhaul.model.secret import Secret
 from backhaul.operations.places import config_files, read_text
 from backhaul.operations.secrets import exposure
 
-_LOCALTIME = "/etc/localtime"
-_ZONES = "zoneinfo/"
+# What a host is set to when nobody set it.
+_NO_ZONES = ("", "UTC", "Etc/UTC")
 
 
 def system_zone() -> str:
-    """Return the IANA name of this host's time zone; UTC where nobody can say."""
+    """Return the IANA name of this host's time zone; UTC where nobody can say.
+
+    ``TZ`` counts only where the host has no zone of its own, as in containers: a shell that sets it must not move the
+    windows that timers go by.
+    """
+    from backhaul.jobs.schedule import host_timezone
+
+    zone = host_timezone()
     named = os.environ.get("TZ", "").lstrip(":")
-    if named in available_timezones():
-        return named
-    for path in (os.path.realpath(_LOCALTIME), _read_word("/etc/timezone")):
-        name = path.rpartition(_ZONES)[2]
-        if name in available_timezones():
-            return name
-    return "UTC"
-
-
-def _read_word(path: str) -> str:
-    try:
-        return Path(path).read_text().strip()
-    except (OSError, UnicodeDecodeError):
-        return ""
+    return named if zone in _NO_ZONES and named in available_timezones() else zone or "UTC"
 
 
 def load_config() -> Config:

@@ -128,7 +128,9 @@ class Holds:
 
     def _unreadable(self, path: Path, why: str) -> Hold:
         self.problems.append(f"the hold {path} can't be read ({why}): all jobs are held until it is a day old")
-        since = dt.datetime.fromtimestamp(path.stat().st_mtime, dt.UTC)
+        since = self._now()
+        with contextlib.suppress(OSError):
+            since = min(since, dt.datetime.fromtimestamp(path.stat().st_mtime, dt.UTC))
         return Hold(
             id=path.stem, job="all", since=_iso(since), until=_iso(since + dt.timedelta(days=1)), reason="unreadable"
         )

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import datetime as dt
 from collections.abc import Callable
 from types import TracebackType
 
+from backhaul.errors import BackhaulError
 from backhaul.formats.config import Config
+from backhaul.jobs import published
 from backhaul.jobs.alerts import Alerts
 from backhaul.jobs.config import job_of, load_config, settings_of_job
 from backhaul.jobs.history import History
@@ -48,23 +51,27 @@ class JobHost:
     ) -> None:
         self.history.close()
 
-    def job(self, name: str) -> Job:
+    def job(self, name: str, *, note: bool = False) -> Job:
         """Return a job of the config, ready to run.
+
+        Args:
+            name: the job's.
+            note: note it as it is configured now; who only asks changes nothing.
 
         Raises:
             UsageError: there is none of that name.
         """
         settings = settings_of_job(self.config, name)
         job = job_of(settings)
-        return job_of(settings, known_since=self.history.seen(job.card))
+        return job_of(settings, known_since=self.history.note_job(job.card, write=note))
 
     def overview(self, *names: str) -> Overview:
         """Judge all jobs, or those that are named."""
         return overview(self.config, self.history, self.holds, self.now(), names=names)
 
-    def runner(self, echo: Echo | None = None) -> Runner:
+    def runner(self, echo: Echo | None = None, ready: Callable[[], bool] = lambda: True) -> Runner:
         """Return what runs jobs here; it tells people what became of them."""
-        return Runner(self.history, self.holds, echo=echo, ping=self._ping, tell=self._tell, now=self.now)
+        return Runner(self.history, self.holds, echo=echo, ready=ready, ping=self._ping, tell=self._tell, now=self.now)
 
     def due(self) -> list[str]:
         """Return the jobs that the schedule is to begin now; also those whose being held is not recorded yet."""
@@ -75,7 +82,7 @@ class JobHost:
         for name, settings in self.config.jobs.items():
             if "window" not in settings.values:
                 continue
-            card = self.job(name).card
+            card = self.job(name, note=True).card
             if card.window is None or windows.open_at(card.window, card.jitter_of, self.now()) is None:
                 continue
             runs = self.history.runs(name, 50)
@@ -90,10 +97,19 @@ class JobHost:
 
     def watch(self) -> Overview:
         """Judge all jobs and tell people what there is to tell; return what was found."""
+        self._retire()
         found = self.overview()
         self.alerts.tell(found)
         self.alerts.sign_of_life(found)
         return found
+
+    def _retire(self) -> None:
+        """Say beside the backups that jobs which the config has no more are not expected: others would miss them."""
+        for card in self.history.gone_jobs(self.config.jobs):
+            if card.places:
+                with contextlib.suppress(BackhaulError):
+                    published.retire(card, patience=5.0)
+                    self.history.forget_job(card.name)
 
     def _ping(self, job: Job, record: RunRecord) -> None:
         for problem in self.alerts.ping(job.card.name, record):

@@ -5,7 +5,7 @@
     2026-11-21T22:00:01.123+01:00 O 42 rows copied
 
 It is bounded: its first quarter is kept, and of the rest the end, in two files that take turns; ``close`` makes one of
-them. A line of more than 64 KiB is cut into several. A disk that is full ends the log, never the run.
+them. A line of more than 8 KiB is cut into several. A disk that is full ends the log, never the run.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from backhaul.formats.redaction import MASK, redact_text
 
 OUTPUT, ERROR, OWN = b"O", b"E", b"B"
 LAST_LINES = 30
-_LONGEST_LINE = 1 << 16
+_LONGEST_LINE = 1 << 13
 # A line of the last words that goes into records and messages.
 _LONGEST_WORD = 500
 # A secret of the config that is shorter is no secret: masking it would garble everything.
@@ -31,7 +31,7 @@ _SHORTEST_SECRET = 6
 # What may be a secret looks like one of these; only such lines are looked at closely.
 _SUSPECT = re.compile(
     rb"(?i)pass|pwd|secret|token|credential|api[_-]?key|access[_-]?key|authorization|bearer|basic |private key|"
-    rb"://[^\s/]*:|(?:mysql|mariadb|redis|mongo|curl|openssl|gpg|zip)"
+    rb"://[^\s/]{0,100}:|\s-[apkuU]"
 )
 
 
@@ -61,7 +61,16 @@ class RunLog:
         self._path = path
         self._echo = echo
         self._now = now
-        self._secrets = [text.encode() for text in secrets if len(text) >= _SHORTEST_SECRET]
+        self._secrets = sorted(
+            {
+                part.strip().encode()
+                for text in secrets
+                for part in (text, *text.splitlines())
+                if len(part.strip()) >= _SHORTEST_SECRET
+            },
+            key=len,
+            reverse=True,
+        )
         self._rest: dict[bytes, bytes] = {}
         self._last: deque[tuple[bytes, bytes]] = deque(maxlen=LAST_LINES)
         self._head = size // 4
@@ -90,6 +99,11 @@ class RunLog:
             if lines:
                 return "\n".join(line.decode(errors="replace")[:_LONGEST_WORD] for line in lines[-10:])
         return ""
+
+    def masked(self, text: str) -> str:
+        """Return a text of several lines without the secrets that this log knows of."""
+        lines = [line.encode(errors="backslashreplace") for line in text.splitlines()]
+        return "\n".join(line.decode(errors="replace") for line in self._masked(lines))
 
     def write(self, tag: bytes, data: bytes) -> None:
         """Take what a program wrote; lines that are not ended wait for their end."""
@@ -221,3 +235,54 @@ class RunLog:
             with contextlib.suppress(OSError):
                 self._file.close()
             self._file = None
+
+
+class LogReader:
+    """Reads a log, also one that is being written, or was left in pieces by a run that was killed.
+
+    Args:
+        path: the log's file.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        # Of each file, by what it is on the disk, how much was read.
+        self._read: dict[tuple[int, int], int] = {}
+        self._last = b""
+
+    def new(self) -> Iterator[bytes]:
+        """Yield what is there and was not read yet, in order."""
+        pieces = [path for turn in (0, 1) if (path := self._path.with_name(f"{self._path.name}.{turn}")).exists()]
+        joined = not pieces and len(self._read) > 1
+        if joined:
+            yield from self._rest_of_joined()
+            return
+        for path in (self._path, *sorted(pieces, key=_modified)):
+            try:
+                with open(path, "rb") as file:
+                    status = os.fstat(file.fileno())
+                    key = (status.st_dev, status.st_ino)
+                    file.seek(self._read.get(key, 0))
+                    while data := file.read(1 << 16):
+                        self._last = (self._last + data)[-_LONGEST_LINE:]
+                        yield data
+                    self._read[key] = file.tell()
+            except OSError:
+                continue
+
+    def _rest_of_joined(self) -> Iterator[bytes]:
+        """Yield what follows the last line that was read, in the one file that the pieces have become."""
+        last = self._last[:-1].rpartition(b"\n")[2] + b"\n"
+        with contextlib.suppress(OSError):
+            data = self._path.read_bytes()
+            at = data.rfind(last)
+            self._read = {(0, 0): 0}
+            if at >= 0:
+                yield data[at + len(last) :]
+
+
+def _modified(path: Path) -> int:
+    try:
+        return path.stat().st_mtime_ns
+    except OSError:
+        return 0

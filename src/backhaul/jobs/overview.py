@@ -11,11 +11,11 @@ import msgspec
 from backhaul.formats.config import Config
 from backhaul.jobs import published
 from backhaul.jobs.config import card_of
-from backhaul.jobs.history import History
+from backhaul.jobs.history import History, died, is_stale, undelivered
 from backhaul.jobs.holds import Holds
 from backhaul.model import job as jobs
-from backhaul.model.job import JobCard, RunRecord
-from backhaul.model.verdict import STATES, Delivery, Overview, Verdict
+from backhaul.model.job import Hold, JobCard, RunRecord
+from backhaul.model.verdict import BAD, STATES, Overview, Verdict
 from backhaul.planning.verdicts import judge
 
 # What was run by ``exec`` is shown for so long after its last run.
@@ -37,7 +37,8 @@ def overview(
     """
     held = holds.all()
     cards = [
-        msgspec.structs.replace(card, known_since=history.seen(card)) for card in map(card_of, config.jobs.values())
+        msgspec.structs.replace(card, known_since=history.known_since(card))
+        for card in map(card_of, config.jobs.values())
     ]
     runs = {card.name: history.runs(card.name) for card in cards}
     for name in history.names():
@@ -45,18 +46,36 @@ def overview(
         if name not in runs and (card := _exec_card(name, history, now)) is not None:
             cards.append(card)
             runs[name] = history.runs(name)
-    verdicts = [
-        judge(card, runs[card.name], held, now, proved=_proved(card, cards, runs))
-        for card in cards
-        if not names or card.name in names
-    ]
+    problems: list[str] = []
+    verdicts = []
+    for card in cards:
+        if not names or card.name in names:
+            verdicts += _judged(card, runs[card.name], held, now, _proved(card, cards, runs), problems)
+    bad = {verdict.card.name for verdict in verdicts if verdict.state in BAD}
     return Overview(
         host=socket.gethostname(),
         at=now.astimezone().isoformat(timespec="seconds"),
         verdicts=_sorted(verdicts),
-        problems=(*history.problems, *holds.problems),
-        undelivered=undelivered(history.deliveries(200)),
+        problems=(*history.problems, *holds.problems, *problems),
+        # Of a job that is well again, or no more, there is nothing to hear of any more.
+        undelivered=tuple(each for each in undelivered(history.deliveries(200)) if not each.job or each.job in bad),
     )
+
+
+def _judged(
+    card: JobCard,
+    runs: Sequence[RunRecord],
+    holds: Sequence[Hold],
+    now: dt.datetime,
+    proved: dt.datetime | None,
+    problems: list[str],
+) -> list[Verdict]:
+    """Judge one job; what can't be judged is a problem, and no reason to say nothing of the others."""
+    try:
+        return [judge(card, runs, holds, now, proved=proved)]
+    except Exception as error:  # noqa: BLE001 - a record that leads to a fault must not silence all jobs
+        problems.append(f"{card.name} can't be judged: {type(error).__name__}: {error}")
+        return []
 
 
 def overview_of_store(place: str, now: dt.datetime) -> Overview:
@@ -67,41 +86,36 @@ def overview_of_store(place: str, now: dt.datetime) -> Overview:
     """
     problems: list[str] = []
     found = published.read_published(place, patience=PATIENCE, on_problem=problems.append)
-    cards = [each.card for each in found]
-    runs = {(each.card.host, each.card.name): list(each.runs) for each in found}
-    newest: dict[tuple[str, str], Verdict] = {}
-    for card in cards:
-        by_name = {name: records for (host, name), records in runs.items() if host == card.host}
-        own = [other for other in cards if other.host == card.host]
-        verdict = judge(card, by_name[card.name], (), now, proved=_proved(card, own, by_name))
-        # A job with several places has its records in each: the one that knows most counts.
-        before = newest.get((card.host, card.name))
-        if before is None or _last(verdict) > _last(before):
-            newest[card.host, card.name] = verdict
+    # A job with several places has records in each: what is missing in one, since it was away, another has.
+    cards: dict[tuple[str, str], tuple[float, JobCard]] = {}
+    runs: dict[tuple[str, str], dict[str, RunRecord]] = {}
+    for each in found:
+        key = (each.card.host, each.card.name)
+        newest = max((dt.datetime.fromisoformat(run.started).timestamp() for run in each.runs), default=0.0)
+        if key not in cards or newest >= cards[key][0]:
+            cards[key] = (newest, each.card)
+        for run in each.runs:
+            known = runs.setdefault(key, {}).get(run.id)
+            if known is None or known.state == jobs.RUNNING:
+                runs[key][run.id] = run
+    verdicts = []
+    for (host, name), (_, card) in cards.items():
+        if card.retired:
+            continue
+        own = [other for (of, _), (_, other) in cards.items() if of == host]
+        by_name = {of: _settled(records.values(), now) for (at, of), records in runs.items() if at == host}
+        verdicts += _judged(card, by_name.get(name, []), (), now, _proved(card, own, by_name), problems)
     return Overview(
         host=place,
         at=now.astimezone().isoformat(timespec="seconds"),
-        verdicts=_sorted(newest.values()),
+        verdicts=_sorted(verdicts),
         problems=tuple(problems),
     )
 
 
-def undelivered(deliveries: Sequence[Delivery]) -> tuple[Delivery, ...]:
-    """Return the last alert of each job that no channel took.
-
-    Args:
-        deliveries: newest first.
-    """
-    newest: dict[str, list[Delivery]] = {}
-    for each in deliveries:
-        batch = newest.setdefault(each.job, [])
-        if not batch or (batch[0].subject, batch[0].at) == (each.subject, each.at):
-            batch.append(each)
-    return tuple(batch[-1] for batch in newest.values() if all(each.error for each in batch))
-
-
-def _last(verdict: Verdict) -> float:
-    return dt.datetime.fromisoformat(verdict.last.started).timestamp() if verdict.last is not None else 0.0
+def _settled(runs: Iterable[RunRecord], now: dt.datetime) -> list[RunRecord]:
+    """Return runs of another host: one that has not said for long that it goes on has died."""
+    return [died(run) if run.state == jobs.RUNNING and is_stale(run, now) else run for run in runs]
 
 
 def _sorted(verdicts: Iterable[Verdict]) -> tuple[Verdict, ...]:
@@ -118,7 +132,7 @@ def _exec_card(name: str, history: History, now: dt.datetime) -> JobCard | None:
 def _proved(card: JobCard, cards: Sequence[JobCard], runs: dict[str, list[RunRecord]]) -> dt.datetime | None:
     """Return when a backup of a job was last proved: by its own record, or by a drill of one of its places."""
     places = {place.partition("@")[0] for place in card.places}
-    times = [run.proved_at for run in runs[card.name]]
+    times = [run.proved_at for run in runs.get(card.name, ())]
     for other in cards:
         if other.kind == jobs.DRILL and places & {place.partition("@")[0] for place in other.places}:
             times += [run.proved_at for run in runs.get(other.name, ())]

@@ -10,6 +10,7 @@ import msgspec
 
 from backhaul.errors import BackhaulError, FormatError
 from backhaul.formats import run_record
+from backhaul.formats.catalog import RECORD as MIRROR_RECORD
 from backhaul.formats.run_record import RecordName
 from backhaul.model.job import JobCard, RunRecord
 from backhaul.operations.places import store_at
@@ -50,6 +51,18 @@ def publish(place: str, card: JobCard, record: RunRecord, *, patience: float) ->
         _put(store, run_record.record_key(record.host, record.job, record.id), run_record.encode(record))
 
 
+def retire(card: JobCard, *, patience: float) -> None:
+    """Say in all places of a job that nothing is expected of it any more.
+
+    Raises:
+        BackhaulError: a store refuses.
+    """
+    gone = run_record.encode(msgspec.structs.replace(card, retired=True))
+    for place in card.places:
+        with _opened(place, patience) as store:
+            _put(store, run_record.record_key(card.host, card.name), gone)
+
+
 def forget_old(place: str, card: JobCard, *, patience: float) -> None:
     """Remove all but the newest records of a job, once there are many more.
 
@@ -78,7 +91,10 @@ def read_published(place: str, *, patience: float, on_problem: Callable[[str], N
         BackhaulError: the store could not be listed.
     """
     with _opened(place, patience) as store:
-        found = _named(store, run_record.DIRECTORY) or _named(store, "")
+        found = _named(store, run_record.DIRECTORY)
+        # A mirror is all that lies below it; elsewhere there may be jobs of other places, which must not go unheard.
+        if not found or store.stat(MIRROR_RECORD) is None:
+            found = _named(store, "")
         with ThreadPoolExecutor(_PARALLEL) as pool:
 
             def read(job: tuple[tuple[str, str, str], dict[str, str]]) -> Published | None:
@@ -120,14 +136,28 @@ def _read_job(store: Store, keys: dict[str, str], on_problem: Callable[[str], No
         try:
             data = _read(store, keys[run])
             if run:
-                runs.append(run_record.decode(data, RunRecord, where=f"{store.url}/{keys[run]}"))
+                record = run_record.decode(data, RunRecord, where=f"{store.url}/{keys[run]}")
+                _check_place(keys[run], (record.host, record.job, record.id), store)
+                runs.append(record)
             else:
                 card = run_record.decode(data, JobCard, where=f"{store.url}/{keys[run]}")
+                _check_place(keys[run], (card.host, card.name, ""), store)
         except FormatError as error:
             on_problem(f"{error.what}: {error.why}")
         except BackhaulError as error:
             on_problem(f"{store.url}/{keys[run]} can't be read: {error.why or error.what}")
     return Published(card, tuple(runs)) if card is not None else None
+
+
+def _check_place(key: str, says: tuple[str, str, str], store: Store) -> None:
+    """Refuse a record that lies where another one belongs.
+
+    Raises:
+        FormatError: it does.
+    """
+    name = run_record.parse_record_key(key)
+    if name is None or (name.host, name.job, name.run) != says:
+        raise FormatError(f"{store.url}/{key} is of another job", f"it says {'/'.join(says)}", "It is left as it is.")
 
 
 def _read(store: Store, key: str) -> bytes:

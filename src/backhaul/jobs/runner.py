@@ -10,9 +10,9 @@ from __future__ import annotations
 import contextlib
 import datetime as dt
 import os
+import queue
 import secrets
 import signal
-import tempfile
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
@@ -27,7 +27,7 @@ from backhaul.formats import run_record
 from backhaul.formats.quantities import format_duration
 from backhaul.formats.redaction import redact_text
 from backhaul.jobs import published
-from backhaul.jobs.history import History
+from backhaul.jobs.history import HEARTBEAT, History, volatile_directory
 from backhaul.jobs.holds import Holds
 from backhaul.jobs.log import RunLog
 from backhaul.jobs.stages import Stages, described, exit_status
@@ -37,7 +37,7 @@ from backhaul.model.schedule import ABORT, STOP_NEW, Occurrence
 from backhaul.model.secret import Secret
 from backhaul.operations import handover
 from backhaul.operations.handover import Handed
-from backhaul.operations.locks import locked
+from backhaul.operations.locks import is_locked, locked
 from backhaul.operations.secrets import resolve
 from backhaul.planning.dispatch import Decision, decide, held_words, hold_on
 from backhaul.planning.forecast import forecast_end, late_by, usual_seconds, usual_size
@@ -51,7 +51,7 @@ _NOTE_EVERY = 10.0
 # A forecast is said again when it has moved by so many seconds.
 _MOVED = 600.0
 # The record that a run began is for others; its own work does not wait for it.
-_PATIENCE_BEGIN, _PATIENCE_END = 10.0, 60.0
+_PATIENCE_BEGIN, _PATIENCE_END, _PATIENCE_ALL = 10.0, 60.0, 180.0
 _COMPLETE, _INCOMPLETE, _SKIPPED, _INTERRUPTED = 0, 3, 75, 130
 # What ended a run that did not end by itself.
 _LIMIT, _CLOSED, _USER = "limit", "closed", "user"
@@ -82,6 +82,7 @@ class Runner:
     Args:
         history, holds: of this host.
         echo: given each stamped line of the log, and its tag; None for nothing.
+        ready: tells whether ``echo`` can take more.
         ping: told of each beginning and end: the job and its record.
         tell: told of each end, after all is recorded: alerts come of it.
         publishes: whether records go to the stores, too.
@@ -97,6 +98,7 @@ class Runner:
         holds: Holds,
         *,
         echo: Echo | None = None,
+        ready: Callable[[], bool] = lambda: True,
         ping: Tell = lambda job, record: None,
         tell: Tell = lambda job, record: None,
         publishes: bool = True,
@@ -108,6 +110,7 @@ class Runner:
         self.history = history
         self.holds = holds
         self.echo = echo
+        self.ready = ready
         self.now = now
         self.clock = clock
         self.sleep = sleep
@@ -137,14 +140,21 @@ class Runner:
 
         Raises:
             LockBusyError: another run of it is at work, or another program holds its lock.
-            ConfigurationError: no lock can be taken at all; a secret can't be had.
+            ConfigurationError: no lock can be taken at all.
             InterruptedByUserError: a signal ended it; that is recorded.
         """
         card = job.card
         with contextlib.ExitStack() as stack:
             stack.enter_context(self._job_lock(card.name))
-            holds = self.holds.all()
+            # The stores that the records go to are found, and opened, as the job's own programs do.
+            problem: ConfigurationError | None = None
+            secrets: list[str] = []
+            try:
+                secrets = stack.enter_context(_environment_of(job))
+            except ConfigurationError as error:
+                problem = error  # a run that fails, and is recorded and told like any other
             runs = self._runs(card)
+            holds = self.holds.all()
             decision = decide(
                 card, runs, holds, self.now(), trigger=trigger, at_once=at_once, despite_hold=despite_hold
             )
@@ -152,7 +162,23 @@ class Runner:
                 return self._skipped(card, decision, runs, trigger)
             if job.lock is not None:
                 stack.enter_context(locked(job.lock, "Correct its lock in the config."))
-            return Run(self, job, runs, decision.occurrence, trigger, inherit_input=inherit_input).go(self._attempt)
+            overridden = {hold.id for hold in self.holds.in_force()} if despite_hold else set()
+            run = Run(self, job, runs, decision.occurrence, trigger, inherit_input=inherit_input)
+            run.secrets = secrets
+            run.problem = problem
+            run.overridden = frozenset(overridden)
+            # Looked at again, now that everybody can see that it runs: a hold that was set meanwhile waits for it, or
+            # it gives way.
+            self.history.save(run.record)
+            late = None if despite_hold else hold_on(card.name, self.holds.in_force(), self.now())
+            if late is not None:
+                gone = Decision(False, decision.occurrence, held_words(late, card), late)
+                record = msgspec.structs.replace(
+                    self._skipped(card, gone, runs, trigger, save=False), id=run.record.id, started=run.record.started
+                )
+                self.history.save(record)
+                return record
+            return run.go(self._attempt)
 
     def publish(self, card: JobCard, record: RunRecord, patience: float) -> list[str]:
         """Put a record beside the backups; return what went wrong."""
@@ -200,7 +226,9 @@ class Runner:
             runs = self.history.runs(card.name)
         return runs
 
-    def _skipped(self, card: JobCard, decision: Decision, runs: list[RunRecord], trigger: str) -> RunRecord:
+    def _skipped(
+        self, card: JobCard, decision: Decision, runs: list[RunRecord], trigger: str, *, save: bool = True
+    ) -> RunRecord:
         now = self.now()
         record = RunRecord(
             format=run_record.FORMAT,
@@ -220,28 +248,28 @@ class Runner:
         # Kept once for each opening and hold: it tells that nobody forgot this run.
         same = (record.occurrence, record.finished)
         known = any(run.state == jobs.SKIPPED and (run.occurrence, run.finished) == same for run in runs)
-        if trigger == jobs.SCHEDULED and decision.hold is not None and decision.occurrence is not None and not known:
+        wanted = save and trigger == jobs.SCHEDULED and decision.hold is not None and decision.occurrence is not None
+        if wanted and not known:
             self.history.save(record)
             self.publish(card, record, _PATIENCE_BEGIN)
         return record
 
     @contextlib.contextmanager
     def _job_lock(self, name: str) -> Iterator[None]:
-        """Hold the lock of a job; on a state disk that is full or read-only, one in memory."""
+        """Hold the lock of a job; where its file can't be made, one that needs no disk."""
         path = lock_path(self.history, name)
-        try:
-            path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-            lock = locked(str(path), what=f"The job {name}")
-            lock.__enter__()
-        except (OSError, ConfigurationError) as error:
-            there = Path("/run") if os.geteuid() == 0 else Path(os.environ.get("XDG_RUNTIME_DIR", "/nonexistent"))
-            self.problems.append(f"the lock of {name} can't be kept in {path.parent}: {error}")
-            lock = locked(str(there / f"backhaul-{name}.lock"), what=f"The job {name}")
-            lock.__enter__()
-        try:
+        what = f"The job {name}"
+        with contextlib.ExitStack() as stack:
+            try:
+                path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+                stack.enter_context(locked(str(path), what=what))
+            except (OSError, ConfigurationError) as error:
+                self.problems.append(f"the lock of {name} can't be kept in {path.parent}: {error}")
+                there = volatile_directory()
+                with contextlib.suppress(OSError):
+                    there.mkdir(mode=0o700, parents=True, exist_ok=True)
+                stack.enter_context(locked(str(there / f"{name}.lock"), what=what))
             yield
-        finally:
-            lock.__exit__(None, None, None)
 
 
 class Run:
@@ -286,28 +314,26 @@ class Run:
         self._remarks: list[str] = []
         self.log: RunLog | None = None
         self.secrets: list[str] = []
+        self.problem: ConfigurationError | None = None
+        self.overridden: frozenset[str] = frozenset()
+        self._publisher = _Publisher(runner, job.card)
 
     def go(self, attempt: Callable[[Run, Mapping[str, str]], Attempt]) -> RunRecord:
         """Run it to its end."""
         runner, job = self.runner, self.job
         runner.history.save(self.record)
-        beginning = self.record
-        thread = threading.Thread(
-            target=lambda: runner.publish(job.card, beginning, _PATIENCE_BEGIN), name="backhaul-begin", daemon=True
-        )
-        thread.start()
-        runner.ping(job, self.record)
         path = runner.history.log_path(job.card.name, self.record.id)
         interrupt: KeyboardInterrupt | None = None
-        last = Attempt()
         try:
-            environment = self._environment()
+            self._publisher.put(self.record, _PATIENCE_BEGIN)
+            runner.ping(job, self.record)
+            if self.problem is not None:
+                raise self.problem
             self.log = RunLog(
                 path, job.log_size, echo=runner.echo, secrets=self.secrets, now=lambda: zoned(runner.now())
             )
             self._say_forecast(self.forecast(0, 0), "before")
-            last = self._attempts(attempt, environment)
-            final = self._judged(last)
+            final = self._judged(self._attempts(attempt, {**os.environ, JOB_VARIABLE: job.card.name}))
         except KeyboardInterrupt as error:
             interrupt = error
             name = str(error) or "SIGINT"
@@ -317,16 +343,17 @@ class Run:
         except Exception as error:  # noqa: BLE001 - a fault of Backhaul's own is recorded, and told, like any other
             why = f"a fault of Backhaul: {type(error).__name__}: {redact_text(str(error))}"
             final = {"state": jobs.FAILED, "why": why, "exit_status": 1}
-        thread.join(_PATIENCE_BEGIN)
-        record = self._ended(final)
-        runner.conclude(job, record)
+        try:
+            self._ended(final)
+            runner.conclude(job, self.record)
+        except KeyboardInterrupt:
+            # The end is recorded here by now, or nearly: whoever can't wait for the rest may have it so.
+            self._save()
         if interrupt is not None:
             raise InterruptedByUserError(
-                f"The job {job.card.name} was interrupted",
-                record.why,
-                f"backhaul log {job.card.name} has what it said.",
+                f"The job {job.card.name} was interrupted", self.record.why, f"See: backhaul log {job.card.name}"
             ) from interrupt
-        return record
+        return self.record
 
     # -- its programs ----------------------------------------------------------------------------------
 
@@ -350,10 +377,9 @@ class Run:
         closes = self.closes_in()
         if closes is not None and closes <= 0 and self._at_end() == STOP_NEW:
             return "its window closed"
-        hold = hold_on(self.job.card.name, self.runner.holds.in_force(), self.runner.now())
-        if hold is not None and dt.datetime.fromisoformat(hold.since) >= self._start.replace(microsecond=0):
-            return held_words(hold, self.job.card)
-        return ""
+        new = [hold for hold in self.runner.holds.in_force() if hold.id not in self.overridden]
+        hold = hold_on(self.job.card.name, new, self.runner.now())
+        return held_words(hold, self.job.card) if hold is not None else ""
 
     def must_end(self) -> str:
         """Say what ends it now, if something does."""
@@ -372,8 +398,10 @@ class Run:
             total=total,
             seconds=self.elapsed(),
             forecast=end.isoformat(timespec="seconds") if end is not None else "",
+            seen=self.runner.now().astimezone(dt.UTC).isoformat(timespec="seconds"),
         )
         self.runner.history.note_progress(self.record)
+        self._publisher.beat(self.record, self.runner.clock())
 
     def forecast(self, done: int, total: float) -> dt.datetime | None:
         """Return when it will have ended, for all that is known; None where nothing is."""
@@ -398,18 +426,6 @@ class Run:
         zone = ZoneInfo(self.job.card.window.timezone) if self.job.card.window is not None else None
         return f"{time_.astimezone(zone):%H:%M}"
 
-    def _environment(self) -> dict[str, str]:
-        found = dict(os.environ)
-        for name, value in self.job.environment.items():
-            if isinstance(value, Secret):
-                text = resolve(value, f"the variable {name} of the job {self.job.card.name}")
-                self.secrets.append(text)
-                found[name] = text
-            else:
-                found[name] = str(value)
-        found[JOB_VARIABLE] = self.job.card.name
-        return found
-
     def _attempts(self, attempt: Callable[[Run, Mapping[str, str]], Attempt], environment: dict[str, str]) -> Attempt:
         number = 0
         while True:
@@ -424,7 +440,7 @@ class Run:
             pause = self.job.backoff * 2 ** (number - 1)
             self.say(f"{self._judged(last)['why']}; it is tried again in {format_duration(pause)}")
             if not self._pause(pause):
-                self.say("it is not tried again: its window closed, or it is held")
+                self.say("it is not tried again: its time is over, or it is held")
                 return last
 
     def _pause(self, seconds: float) -> bool:
@@ -471,7 +487,7 @@ class Run:
             return {**fields, "state": jobs.STOPPED, "why": words}
         return {**fields, "state": jobs.FAILED, "why": why}
 
-    def _ended(self, final: dict[str, Any]) -> RunRecord:
+    def _ended(self, final: dict[str, Any]) -> None:
         runner = self.runner
         if final["state"] != jobs.OK:
             self.say(f"{final['state']}: {final['why']}")
@@ -486,22 +502,31 @@ class Run:
             }
             if self.log.problem:
                 self._remarks.append(self.log.problem)
-        if self._wants_proof() and final["state"] in (jobs.OK, jobs.INCOMPLETE):
-            final["proved_at"] = _newest_proof(self.job.card.places) or ""
+        if self.log is not None:
+            final["why"] = self.log.masked(str(final["why"]))
         self.record = msgspec.structs.replace(
             self.record,
             **final,
             finished=local(runner.now()),
             seconds=round(self.elapsed(), 3),
             forecast="",
+            seen="",
             remarks=tuple(self._remarks),
         )
-        # To the stores first: where the state disk is full, they have it.
-        self._remarks += runner.publish(self.job.card, self.record, _PATIENCE_END)
-        self.record = msgspec.structs.replace(self.record, remarks=tuple(self._remarks))
-        if not runner.history.save(self.record):
-            runner.problems.append(f"the run {self.record.id} of {self.record.job} could not be recorded on this host")
-        return self.record
+        # Here first: a signal, or the end of all patience, finds it recorded. Then beside the backups, and what came
+        # of that here again.
+        kept = self._save()
+        if self._wants_proof() and self.record.state in (jobs.OK, jobs.INCOMPLETE):
+            self.record = msgspec.structs.replace(self.record, proved_at=_newest_proof(self.job.card.places) or "")
+        problems = self._publisher.finish(self.record)
+        if not kept:
+            problems.append("it could not be recorded on this host's disk")
+            runner.problems.append(f"the run {self.record.id} of {self.record.job} could not be recorded on disk")
+        self.record = msgspec.structs.replace(self.record, remarks=(*self._remarks, *problems))
+        self._save()
+
+    def _save(self) -> bool:
+        return self.runner.history.save(self.record)
 
     def _wants_proof(self) -> bool:
         return self.job.card.kind == jobs.PUSH and self.job.card.expectations.max_drill_age is not None
@@ -515,11 +540,14 @@ def run_programs(run: Run, environment: Mapping[str, str]) -> Attempt:
         KeyboardInterrupt: a signal came; the programs were ended.
     """
     assert run.log is not None
-    with tempfile.NamedTemporaryFile(prefix="backhaul-run-") as told:
+    # In memory: a disk that is full must not keep a job from telling, or from running at all.
+    with os.fdopen(os.memfd_create("backhaul-run", os.MFD_CLOEXEC), "rb") as file:
+        told = f"/proc/{os.getpid()}/fd/{file.fileno()}"
         stages = Stages(
             run.job.stages,
-            {**environment, handover.VARIABLE: told.name},
+            {**environment, handover.VARIABLE: told},
             run.log.write,
+            ready=run.runner.ready,
             inherit_input=run.inherit_input,
         )
         ended_by = stop_words = ""
@@ -540,13 +568,78 @@ def run_programs(run: Run, environment: Mapping[str, str]) -> Attempt:
                             stages.send_signal(handover.STOP_SIGNAL)
                 if now - noted >= _NOTE_EVERY:
                     noted = now
-                    done, total = _latest_progress(told.name)
+                    done, total = _latest_progress(told)
                     run.progress(done, total)
             ended = stages.finish()
         except BaseException:
             _end_in_peace(stages)
             raise
-        return Attempt(stages=ended, handed=tuple(_handed(told.name)), ended_by=ended_by, stop_words=stop_words)
+        return Attempt(stages=ended, handed=tuple(_handed(told)), ended_by=ended_by, stop_words=stop_words)
+
+
+class _Publisher:
+    """Puts the records of one run beside the backups, in their order: an end is never overtaken by its beginning."""
+
+    def __init__(self, runner: Runner, card: JobCard) -> None:
+        self._runner = runner
+        self._card = card
+        self._queue: queue.SimpleQueue[tuple[RunRecord, float] | None] = queue.SimpleQueue()
+        self._problems: list[str] = []
+        self._beaten = runner.clock()
+        self._thread = threading.Thread(target=self._work, name="backhaul-publish", daemon=True)
+        self._thread.start()
+
+    def put(self, record: RunRecord, patience: float) -> None:
+        """Have a record put, and don't wait for it."""
+        self._queue.put((record, patience))
+
+    def beat(self, record: RunRecord, clock: float) -> None:
+        """Say now and then that the run goes on."""
+        if clock - self._beaten >= HEARTBEAT:
+            self._beaten = clock
+            self.put(record, _PATIENCE_BEGIN)
+
+    def finish(self, record: RunRecord) -> list[str]:
+        """Put the last record, wait for it, and return what went wrong with that one."""
+        self.put(record, _PATIENCE_END)
+        self._queue.put(None)
+        self._thread.join(_PATIENCE_ALL)
+        if self._thread.is_alive():
+            return ["its record could not be put beside the backups in time"]
+        return self._problems
+
+    def _work(self) -> None:
+        while (item := self._queue.get()) is not None:
+            record, patience = item
+            try:
+                self._problems = self._runner.publish(self._card, record, patience)
+            except Exception as error:  # noqa: BLE001 - said with the run; it must not be the run's own end
+                self._problems = [f"its record could not be put beside the backups: {redact_text(str(error))}"]
+
+
+@contextlib.contextmanager
+def _environment_of(job: Job) -> Iterator[list[str]]:
+    """Have the job's variables in this process's environment for the block; yield those that are secret.
+
+    Raises:
+        ConfigurationError: a secret can't be had.
+    """
+    before: dict[str, str | None] = {name: os.environ.get(name) for name in job.environment}
+    secrets_ = []
+    try:
+        for name, value in job.environment.items():
+            text = str(value)
+            if isinstance(value, Secret):
+                text = resolve(value, f"the variable {name} of the job {job.card.name}")
+                secrets_.append(text)
+            os.environ[name] = text
+        yield secrets_
+    finally:
+        for name, old in before.items():
+            if old is None:
+                os.environ.pop(name, None)
+            else:
+                os.environ[name] = old
 
 
 def lock_path(history: History, job: str) -> Path:
@@ -609,16 +702,16 @@ def _figures(handed: tuple[Handed, ...]) -> dict[str, Any]:
             continue
         if line.verb == "push":
             backups.append(str(document.get("id", "")))
-            raw += int(document.get("raw_size", 0))
-            stored += int(document.get("stored_size", 0))
+            raw += _number(document, "raw_size")
+            stored += _number(document, "stored_size")
         elif line.verb == "sync":
-            raw += sum(int(document.get(part, {}).get("bytes", 0)) for part in ("kept", "sent", "renamed", "composed"))
-            stored += int(document.get("sent_bytes", 0))
+            raw += sum(_number(document.get(part), "bytes") for part in ("kept", "sent", "renamed", "composed"))
+            stored += _number(document, "sent_bytes")
         elif line.verb == "drill":
             found = document.get("record", {})
             proved = found.get("result") == "proved"
-            raw += int(found.get("raw_size", 0))
-            proved_at = str(found.get("finished", "")) if proved else proved_at
+            raw += _number(found, "raw_size")
+            proved_at = str(found.get("started", "")) if proved else proved_at
         elif line.verb == "prune":
             removed += sum(len(series.get("removed", ())) for series in document.get("series", ()))
     return {
@@ -631,6 +724,11 @@ def _figures(handed: tuple[Handed, ...]) -> dict[str, Any]:
     }
 
 
+def _number(document: Any, key: str) -> int:
+    value = document.get(key) if isinstance(document, dict) else None
+    return value if isinstance(value, int) else 0
+
+
 def _newest_proof(places: tuple[str, ...]) -> str | None:
     """Return when a backup in one of these series was last proved (ISO, UTC); None for never, or not known."""
     from backhaul.operations.inspect import list_backups
@@ -640,6 +738,11 @@ def _newest_proof(places: tuple[str, ...]) -> str | None:
         with contextlib.suppress(BackhaulError):
             found += [each.drilled for each in list_backups(place).backups if each.drill == "proved" and each.drilled]
     return max(found, default=None)
+
+
+def is_running(history: History, job: str) -> bool:
+    """Tell whether a run of a job is at work: whether its lock is held."""
+    return is_locked(str(lock_path(history, job))) or is_locked(str(volatile_directory() / f"{job}.lock"))
 
 
 def running_now(history: History, job: str) -> RunRecord | None:

@@ -14,7 +14,6 @@ from backhaul.formats.systemd import unit_name
 from backhaul.jobs.config import backhaul_command, load_config
 from backhaul.jobs.host import JobHost
 from backhaul.model.schedule import Occurrence
-from backhaul.model.verdict import Overview
 from backhaul.operations.places import config_files
 from backhaul.planning import windows
 
@@ -47,7 +46,7 @@ def start_detached(name: str) -> None:
     )
 
 
-def tick(host: JobHost, start: Callable[[str], None], say: Say) -> Overview:
+def tick(host: JobHost, start: Callable[[str], None], say: Say) -> None:
     """Begin what is due, and tell people what there is to tell.
 
     Args:
@@ -56,14 +55,16 @@ def tick(host: JobHost, start: Callable[[str], None], say: Say) -> Overview:
         say: told what is begun, and what goes wrong.
     """
     # Looked at first: after a week without power nobody would hear of the nights that are missing, once one is good.
-    found = host.watch()
+    try:
+        host.watch()
+    except Exception as error:  # noqa: BLE001 - whatever is wrong with judging and telling, what is due begins
+        say(f"the jobs could not be judged: {type(error).__name__}: {error}")
     for name in host.due():
         try:
             start(name)
             say(f"{name} is begun")
         except (OSError, subprocess.SubprocessError) as error:
             say(f"{name} could not be begun: {error}")
-    return found
 
 
 class ForegroundScheduler:

@@ -33,6 +33,7 @@ class Stages:
         stages: the programs and their arguments; no shell.
         environment: of all of them.
         on_output: given what they write: the tag of ``jobs.log``, and the bytes.
+        ready: tells whether more of what they write can be taken; while it can't, they wait, and are watched.
         inherit_input: whether the first one reads this process's stdin; else it reads nothing.
 
     Raises:
@@ -45,9 +46,14 @@ class Stages:
         environment: Mapping[str, str],
         on_output: Callable[[bytes, bytes], None],
         *,
+        ready: Callable[[], bool] = lambda: True,
         inherit_input: bool = False,
     ) -> None:
         self._on_output = on_output
+        self._ready = ready
+        # Once somebody was told to end, nobody is given an end: what the feeders say of themselves means nothing then.
+        self._aborting = False
+        self._kill_at: float | None = None
         self._commands: list[Command] = []
         self._ended: dict[int, ExitStatus] = {}
         self._selector = selectors.DefaultSelector()
@@ -98,7 +104,11 @@ class Stages:
             command.send_signal(number)
 
     def end(self, grace: float = GRACE) -> None:
-        """Ask them to end, and kill them and all that they started if they have not after so long."""
+        """Ask them to end, and kill them and all that they started if they have not after so long.
+
+        Those that read from others are killed at once: none may take what it has for the whole.
+        """
+        self._abort()
         self.send_signal(signal.SIGTERM)
         if not self.poll(grace):
             self.kill()
@@ -136,20 +146,31 @@ class Stages:
                 continue
             status = self._ended[number] = command.wait()
             after = self._commands[number + 1 :]
-            if status.ok and after:
+            if status.ok and after and not self._aborting:
                 if number + 1 not in self._ended:
                     after[0].close_input()
-            elif not status.ok:
-                for other in reversed(after):
-                    other.kill()
-                if status.signal != signal.SIGPIPE:
-                    for other in self._commands[:number]:
-                        other.send_signal(signal.SIGTERM)
+            elif not status.ok and not self._aborting:
+                self._abort(of=number)
+        if self._kill_at is not None and time.monotonic() > self._kill_at:
+            self.kill()
         return len(self._ended) == len(self._commands)
+
+    def _abort(self, of: int | None = None) -> None:
+        """End what is left of a pipeline, from the end: readers at once, feeders after a grace."""
+        self._aborting = True
+        self._kill_at = time.monotonic() + GRACE
+        first_reader = 1 if of is None else of + 1
+        for other in reversed(self._commands[first_reader:]):
+            other.kill()
+        if of is not None:
+            for other in reversed(self._commands[1:of]):
+                other.kill()
+            if of > 0:
+                self._commands[0].send_signal(signal.SIGTERM)
 
     def _read(self, seconds: float) -> bool:
         """Take what is there, waiting so long for it; tell whether something was."""
-        if not self._selector.get_map():
+        if not self._selector.get_map() or (seconds > 0 and not self._ready()):
             time.sleep(min(seconds, _LOOK))
             return False
         found = self._selector.select(seconds)

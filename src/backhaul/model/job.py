@@ -59,6 +59,7 @@ class JobCard(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
         known_since: when it was first seen with this window (ISO, UTC): nothing is missing from before.
         places: the series and mirrors that it writes, as people write them.
         jitter_of: what its jitter is made of.
+        retired: it is in the config no more: nothing is expected of it.
     """
 
     name: str
@@ -70,6 +71,7 @@ class JobCard(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     known_since: str = ""
     places: tuple[str, ...] = ()
     jitter_of: str = ""
+    retired: bool = False
 
 
 class Job(msgspec.Struct, frozen=True, kw_only=True):
@@ -138,6 +140,7 @@ class RunRecord(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
         closes: when its window closes (ISO, UTC); empty for none.
         forecast: when it is expected to end (ISO, UTC), while it runs and as it was last said.
         done, total: progress in bytes, while it runs; ``total`` is 0 where nobody knows.
+        seen: when the run last said that it goes on (ISO, UTC), while it runs.
         pid, boot: the process that runs it, and since which boot: what tells whether it still does.
         last_words: the last lines that its programs said, secrets masked.
         remarks: what its operator may want to know.
@@ -172,6 +175,7 @@ class RunRecord(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     forecast: str = ""
     done: int = 0
     total: int = 0
+    seen: str = ""
     pid: int = 0
     boot: str = ""
     last_words: str = ""

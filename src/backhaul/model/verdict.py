@@ -28,7 +28,8 @@ class Verdict(msgspec.Struct, frozen=True, kw_only=True):
         reasons: each as (state, words), the worst first; empty where all is well.
         last: the newest run; ``last_good``: the newest that ended well; None where there is none.
         hold: the hold that is in force, or None.
-        next_begins, next_closes: the next (or present) opening of its window, ISO in UTC; empty for none.
+        next_begins, next_closes: the opening of its window in which it begins next, the present one while it has not
+            begun in it; ISO in UTC, empty for none.
         warnings: what would be wrong soon: forecasts past the window, holds that would break the age.
     """
 

@@ -24,7 +24,7 @@ def locked(path: str, todo: str = "Make its directory writable.", what: str = ""
         ConfigurationError: it can't be opened.
     """
     try:
-        descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
+        descriptor = _opened(path)
     except OSError as error:
         raise ConfigurationError(f"The lock file {path} can't be opened", error.strerror or str(error), todo) from error
     try:
@@ -43,6 +43,31 @@ def locked(path: str, todo: str = "Make its directory writable.", what: str = ""
         yield
     finally:
         os.close(descriptor)
+
+
+def _opened(path: str) -> int:
+    try:
+        return os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
+    except OSError:
+        # One that is there can be locked on a file system that takes no more writes, too: its holder may have it so.
+        with contextlib.suppress(OSError):
+            return os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+        raise
+
+
+def is_locked(path: str) -> bool:
+    """Tell whether a process holds a lock file."""
+    try:
+        descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+    except OSError:
+        return False
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return True
+    finally:
+        os.close(descriptor)
+    return False
 
 
 def lock_owner(path: str) -> int:

@@ -25,19 +25,20 @@ class Told(msgspec.Struct, frozen=True):
     at: str
 
 
-def decide(told: Told | None, verdict: Verdict, now: dt.datetime) -> str | None:
+def decide(told: Told | None, verdict: Verdict, now: dt.datetime, *, unheard: bool = False) -> str | None:
     """Return why somebody is to be told of a verdict; None for no reason.
 
     Args:
         told: what was last delivered; None for nothing ever.
         verdict: of now.
         now: the present (aware).
+        unheard: an alert of it was sent since, and reached nobody.
     """
     bad = verdict.state in ALARMING
     was_bad = told is not None and told.state in ALARMING
     if not bad:
         # Somebody who was told that it is bad wants to know; but a run that goes on proves nothing yet.
-        return RECOVERED if was_bad and verdict.state != "running" else None
+        return RECOVERED if (was_bad or unheard) and verdict.state != "running" else None
     run = verdict.last.id if verdict.last is not None else ""
     if told is None or told.state != verdict.state:
         return CHANGED

@@ -12,6 +12,7 @@ from backhaul.model.job import (
     ALL_JOBS,
     DIED,
     INTERRUPTED,
+    OK,
     RUNNING,
     SCHEDULED,
     SKIPPED,
@@ -66,7 +67,14 @@ def decide(
     if trigger == SCHEDULED:
         if occurrence is None or now < occurrence.begins:
             return Decision(False, occurrence, _closed(card, occurrence, now), final=occurrence is None)
-        seen = [run for run in runs if run.occurrence == occurrence.id and run.state != SKIPPED]
+        # What a person tried in the window is not the night's run, unless it was good, or goes on.
+        seen = [
+            run
+            for run in runs
+            if run.occurrence == occurrence.id
+            and run.state != SKIPPED
+            and (run.trigger == SCHEDULED or run.state in (OK, RUNNING))
+        ]
         if any(run.state == RUNNING for run in seen):
             return Decision(False, occurrence, "it is running", final=True)
         done = next((run for run in seen if run.state not in _AGAIN), None)

@@ -41,9 +41,13 @@ def judge(
         proved: when one of its backups was last proved to restore; None for never.
     """
     runs = sorted(runs, key=lambda run: (_time(run.started), run.id), reverse=True)
+    # A run from the future, of a clock that was wrong once, hides nothing of what happened since.
+    future = [run for run in runs if _time(run.started) > now + _SKEW]
+    runs = [run for run in runs if run not in future]
     begun = [run for run in runs if run.state != jobs.SKIPPED]
-    ended = [run for run in begun if run.state != jobs.RUNNING]
-    live = [run for run in begun if run.state == jobs.RUNNING]
+    # There is one run at a time: one that says it goes on, and has a later one behind it, has died.
+    live = [run for run in begun[:1] if run.state == jobs.RUNNING]
+    ended = [run for run in begun if run not in live]
     good = next((run for run in ended if run.state == jobs.OK), None)
     hold = hold_on(card.name, holds, now)
     reasons = [
@@ -51,6 +55,9 @@ def judge(
         *_overdue(card, runs, begun, live, good, holds, now),
         *_incomplete(card, ended, proved, now),
     ]
+    if future:
+        words = f"a run of it is dated {future[0].started}: was this host's clock set back?"
+        reasons.append((INCOMPLETE, words))
     if not begun:
         reasons.append((NEVER_RUN, "it has never run"))
     if live:
@@ -58,7 +65,7 @@ def judge(
     if hold is not None:
         reasons.append((HELD, held_words(hold, card)))
     reasons.sort(key=lambda reason: STATES.index(reason[0]))
-    opening = _present_or_next(card, now)
+    opening = _coming(card, begun, now)
     return Verdict(
         state=reasons[0][0] if reasons else OK,
         card=card,
@@ -73,16 +80,18 @@ def judge(
 
 
 def _failed(ended: Sequence[RunRecord]) -> list[tuple[str, str]]:
-    if not ended or ended[0].state not in (jobs.FAILED, jobs.DIED, jobs.INTERRUPTED):
+    bad = (jobs.FAILED, jobs.DIED, jobs.INTERRUPTED, jobs.RUNNING)
+    if not ended or ended[0].state not in bad:
         return []
     last = ended[0]
     words = {
         jobs.FAILED: last.why or "it failed",
         jobs.DIED: last.why or "it was killed, or its host went down",
         jobs.INTERRUPTED: last.why or "it was interrupted",
+        jobs.RUNNING: "it never ended",
     }[last.state]
     row = 0
-    while row < len(ended) and ended[row].state in (jobs.FAILED, jobs.DIED, jobs.INTERRUPTED):
+    while row < len(ended) and ended[row].state in bad:
         row += 1
     return [(FAILED, words + (f" ({row} times in a row)" if row > 1 else ""))]
 
@@ -130,27 +139,42 @@ def _missed(
     if card.window is None or known is None:
         return None
     opening = windows.latest(card.window, card.jitter_of, now)
-    late = dt.timedelta(seconds=card.expectations.grace)
-    if opening is not None and now < min(opening.begins + late, opening.closes):
+    if opening is not None and now < _deadline(card, opening, holds):
         # This one has time left: it is the one before that counts.
         opening = windows.latest(card.window, card.jitter_of, opening.opens - dt.timedelta(seconds=1))
     if opening is None or opening.begins < known:
         return None
     if any(run.occurrence == opening.id or _time(run.started) >= opening.opens for run in begun):
         return None
-    # Held to its end: that was said while it was, and no run is missing that nobody wanted. (Of a hold that this host
-    # does not know of, the record of the skipped run tells.)
-    held = [
-        _time(hold.until)
-        for hold in holds
-        if hold.job in (card.name, jobs.ALL_JOBS) and _time(hold.since) < opening.closes
-    ]
-    held += [
-        _time(run.finished)
-        for run in runs
-        if run.state == jobs.SKIPPED and run.occurrence == opening.id and run.finished
-    ]
-    return None if held and max(held) >= min(opening.closes, now) else opening
+    # Held to its end: that was said while it was, and no run is missing that nobody wanted.
+    if _held_until(card, opening, holds) >= opening.closes:
+        return None
+    if not holds:
+        # Of a hold that whoever asks does not know of, the record of the skipped run tells.
+        told = [
+            _time(run.finished)
+            for run in runs
+            if run.state == jobs.SKIPPED and run.occurrence == opening.id and run.finished
+        ]
+        if told and max(told) >= min(opening.closes, now):
+            return None
+    return opening
+
+
+def _deadline(card: JobCard, opening: Occurrence, holds: Sequence[Hold]) -> dt.datetime:
+    """Return when a run of an opening is missing: some time after it should have begun, or could."""
+    could = max(opening.begins, _held_until(card, opening, holds))
+    return min(could + dt.timedelta(seconds=card.expectations.grace), opening.closes)
+
+
+def _held_until(card: JobCard, opening: Occurrence, holds: Sequence[Hold]) -> dt.datetime:
+    """Return until when holds kept a run from beginning without a gap; one that came too late excuses nothing."""
+    until = opening.begins
+    grace = dt.timedelta(seconds=card.expectations.grace)
+    for hold in sorted(holds, key=lambda each: each.since):
+        if hold.job in (card.name, jobs.ALL_JOBS) and _time(hold.since) <= until + grace:
+            until = max(until, _time(hold.until))
+    return until
 
 
 def _time(text: str) -> dt.datetime:
@@ -189,8 +213,6 @@ def _incomplete(
         elif (now - proved).total_seconds() > expected.max_drill_age:
             age = format_duration((now - proved).total_seconds())
             found.append((INCOMPLETE, f"the last proof that it restores is {age} old, and {allowed} are allowed"))
-    if _time(last.started) > now + _SKEW:
-        found.append((INCOMPLETE, f"its last run is dated {last.started}: was this host's clock set back?"))
     return found
 
 
@@ -224,9 +246,13 @@ def past_window(end: str, late: float, words: str) -> str:
     return f"{words} at {end}, {format_duration(late)} past the window"
 
 
-def _present_or_next(card: JobCard, now: dt.datetime) -> Occurrence | None:
+def _coming(card: JobCard, begun: Sequence[RunRecord], now: dt.datetime) -> Occurrence | None:
+    """Return the opening in which it begins next: the present one, while it has not begun in it, or the next."""
     if card.window is None:
         return None
+    present = windows.open_at(card.window, card.jitter_of, now)
+    if present is not None and not any(_time(run.started) >= present.opens for run in begun):
+        return present
     return windows.following(card.window, card.jitter_of, now)
 
 

@@ -43,7 +43,7 @@ def latest(window: Window, key: str, now: dt.datetime) -> Occurrence | None:
     """Return the last opening at or before an instant, open or closed; None for none in the year before."""
     for days in (3, 10, 370):
         found = None
-        for found in occurrences(window, key, now - days * _DAY, now + _MINUTE / 60):  # noqa: B007 - the last one
+        for found in occurrences(window, key, now - days * _DAY, now + dt.timedelta.resolution):  # noqa: B007 - the last one
             pass
         if found is not None:
             return found
