@@ -250,6 +250,50 @@ def test_one_run_at_a_time(host: Host, tmp_path: Path) -> None:
     assert host("exec", "--name", "one", "--", "true").code == 0
 
 
+def test_an_abort_is_no_end(host: Host, tmp_path: Path) -> None:
+    """Whatever a feeder says of itself when it is told to end, its reader never takes what it has for the whole."""
+    flag = tmp_path / "flag"
+    feeder = "trap 'exit 0' TERM; echo some; while :; do sleep 0.05; done"
+    reader = f"trap '' TERM; cat > {tmp_path / 'out'}; echo COMMITTED > {flag}"
+    result = host("exec", "--time-limit", "1s", "--name", "a", "--", "sh", "-c", feeder, "|", "sh", "-c", reader)
+    assert result.code == 1
+    assert not flag.exists()
+    last = "sleep 0.5; exit 9"
+    result = host("exec", "--name", "b", "--", "sh", "-c", feeder, "|", "sh", "-c", reader, "|", "sh", "-c", last)
+    assert result.code == 9
+    assert not flag.exists()
+    process = host.cli.start("exec", "--name", "c", "--", "sh", "-c", feeder, "|", "sh", "-c", reader)
+    wait_for(lambda: (tmp_path / "out").exists() and host("log", "c", "--runs", "--json").json["runs"])
+    process.send_signal(signal.SIGTERM)
+    process.communicate(timeout=60)
+    assert process.returncode == 130
+    assert not flag.exists()
+
+
+def test_a_reader_that_stalls_holds_no_limit_up(host: Host) -> None:
+    process = host.cli.start("exec", "--time-limit", "2s", "--name", "yes", "--", "yes", "x" * 70)
+    # Nobody reads its output, which fills the pipe; its limit ends it all the same.
+    wait_for(lambda: [run for run in host.runs("yes") if run["state"] == "failed"])
+    assert "took longer" in host.last("yes")["why"]
+    process.communicate(timeout=60)
+    assert process.returncode == 1
+
+
+def test_the_log_of_a_run_that_was_killed_has_its_end(host: Host, tmp_path: Path) -> None:
+    ready = tmp_path / "ready"
+    script = f"seq 200000; echo the end; touch {ready}; exec sleep 1000"
+    process = host.cli.start(
+        "exec", "--quiet", "--name", "long", "--log-size", "400K", "--", "sh", "-c", script
+    )  # fmt: skip
+    wait_for(ready.exists)
+    wait_for(lambda: host.log("long")[-1].endswith("O the end"))
+    process.kill()
+    process.communicate(timeout=30)
+    lines = host.log("long")
+    assert lines[0].endswith("O 1")
+    assert lines[-1].endswith("O the end")
+
+
 def test_a_lock_that_is_shared_with_other_programs(host: Host, tmp_path: Path) -> None:
     lock = tmp_path / "groom.lock"
     with subprocess.Popen(
@@ -348,9 +392,16 @@ def test_a_full_state_disk_stops_no_job(host: Host, tmpfs: Path, tmp_path: Path)
     # Nothing is lost: the record lies beside the backup.
     found = host("report", "--store", str(store), "--json", env=state).json["verdicts"]
     assert [each["state"] for each in found] == ["ok"]
+    # What a disk does not take is not forgotten: a timer that comes again begins nothing, and nobody is told twice.
+    host.configure(host.config.read_text() + OPEN + "\n")
+    assert host("run", "--scheduled", "-q", "app", env=state).code == 0
+    proof.unlink()
+    codes = {host("run", "--scheduled", "-q", "app", env=state).code for _ in range(2)}
+    assert codes == {75} or proof.exists()  # (a full hour may have struck)
     (tmpfs / "filler").unlink()
     assert host("run", "-q", "app", env=state).code == 0
     assert host("check", env=state).code == 0
+    assert len(host("log", "app", "--runs", "--json", env=state).json["runs"]) >= 4
 
 
 def test_a_clock_that_was_set_back(host: Host) -> None:
@@ -410,6 +461,22 @@ def test_once_in_each_opening(host: Host) -> None:
     assert codes.count(75) >= 1
     occurrences = [run["occurrence"] for run in host.runs("app")]
     assert len(occurrences) == len(set(occurrences)) == codes.count(0)
+
+
+def test_what_a_person_tried_is_not_the_run_of_the_night(host: Host, tmp_path: Path) -> None:
+    broken = tmp_path / "broken"
+    broken.touch()
+    host.configure(f'[jobs.app]\nkind = "command"\ncommand = {shell(f"test ! -e {broken}")}\n{OPEN}\n')
+    assert host("run", "-q", "app").code == 1
+    broken.unlink()
+    assert host("run", "--scheduled", "--quiet", "app").code == 0
+
+
+def test_the_name_of_a_job_is_not_for_others(host: Host) -> None:
+    host.configure('[jobs.app]\nkind = "command"\ncommand = ["false"]\n')
+    assert host("exec", "--name", "app", "--", "true").code == 2
+    assert host("exec", "--name", "all", "--", "true").code == 2
+    assert host("check", "nobody").code == 2
 
 
 def test_many_timers_at_once_begin_one_run(host: Host, tmp_path: Path) -> None:
@@ -566,7 +633,8 @@ def test_the_nights_of_a_database_in_s3(s3_host: Host, bucket: str, postgres: An
         assert {each["card"]["name"] for each in above} == {"nights", "prove", "keep"}
         # The backups themselves are not in the way of the records, nor they in theirs.
         assert len(host("list", "off:nights", "--json").json["backups"]) == 2
-        assert host("clean", "off:nights", "--json").json["removed"] == []
+        cleaned = host("clean", "off:nights", "--older-than", "0s", "--json").json
+        assert cleaned["removed"] == cleaned["kept"] == [], cleaned
         # It was told of each beginning and end.
         pings = [request.path for request in sink.requests if request.path.startswith("/ping")]
         assert pings.count("/ping/start") == 4
@@ -594,6 +662,78 @@ def test_a_host_that_lost_its_state_takes_it_from_the_store(s3_host: Host, bucke
     subprocess.run(["rm", "-r", str(host.state)], check=True)
     assert host("run", "-q", "app").code == 0
     assert [run["id"] for run in host.runs("app")][1] == first
+
+
+def test_a_record_in_a_store_leads_nowhere(host: Host) -> None:
+    """Whoever can write to a store must not be able to remove, or stop, anything here."""
+    store, victim = host.directory / "store", host.directory / "victim"
+    victim.mkdir()
+    host.configure(f'[jobs.app]\nkind = "push"\ncommand = ["seq", "9"]\nto = "{store}/app"\nkeep_runs = 1\n')
+    assert host("run", "-q", "app").code == 0
+    (directory,) = (store / "app" / ".backhaul" / "jobs").glob("*/app")
+    real = next(path for path in directory.iterdir() if path.name != "card.json")
+    record = json.loads(real.read_text())
+    for number, changes in enumerate(
+        (
+            {"id": "../../../../victim"},
+            {"started": ""},
+            {"started": "2020-01-01"},
+            {"proved_at": "yesterday"},
+            {"job": "../other"},
+            {"state": "splendid"},
+            {},  # of another id than its name says
+        )
+    ):
+        name = f"20200101T00000{number}Z-0000"
+        (directory / f"{name}.json").write_text(
+            json.dumps({**record, "started": "2020-01-01T00:00:00+00:00", **changes})
+        )
+    (directory / "20200101T000009Z-0000.json").write_text("no JSON")
+    subprocess.run(["rm", "-r", str(host.state)], check=True)
+    for _ in range(2):
+        assert host("run", "-q", "app").code == 0
+    assert victim.exists()
+    assert host("check").code == 0
+    assert host("schedule", "tick").code == 0
+    judged = host("check", "--store", str(store), "--json").json
+    assert judged["verdicts"][0]["state"] == "ok"
+    assert len(judged["problems"]) == 8
+    card = json.loads((directory / "card.json").read_text())
+    card["window"] = {"starts": [60], "length": 3600, "timezone": "Mars/Base"}
+    (directory / "card.json").write_text(json.dumps(card))
+    result = host("check", "--store", str(store), "--nagios")
+    assert result.code == 3
+    assert b"Mars/Base" in result.out or b"UNKNOWN" in result.out
+
+
+def test_several_places_of_a_job_make_one_judgement(host: Host) -> None:
+    fresh, stale = host.directory / "fresh", host.directory / "stale"
+    text = '[jobs.app]\nkind = "push"\ncommand = ["seq", "9"]\nto = ["%s/app", "%s/app"]\nrequire = "any"\n'
+    host.configure(text % (fresh, stale))
+    assert host("run", "-q", "app").code == 0
+    # One of the two is away for a while: its records are old, and so is its card.
+    stale.rename(host.directory / "away")
+    (host.directory / "stale").write_text("not a directory")
+    assert host("run", "-q", "app").code == 3
+    assert host("run", "-q", "app").code == 3
+    stale.unlink()
+    (host.directory / "away").rename(stale)
+    for place in (host.directory, fresh, stale):
+        verdicts = host("check", "--store", str(place), "--json").json["verdicts"]
+        assert len(verdicts) == 1
+    assert host("check", "--store", str(host.directory), "--json").json["verdicts"][0]["state"] == "incomplete"
+
+
+def test_a_job_that_left_the_config_is_not_missed_elsewhere(host: Host) -> None:
+    store = host.directory / "store"
+    text = f'[jobs.%s]\nkind = "push"\ncommand = ["seq", "9"]\nto = "{store}/app"\nmax_age = "1s"\n'
+    host.configure(text % "old")
+    assert host("run", "-q", "old").code == 0
+    host.configure(text % "new")
+    assert host("run", "-q", "new").code == 0
+    host("schedule", "tick")
+    verdicts = host("check", "--store", str(store), "--json").json["verdicts"]
+    assert [verdict["card"]["name"] for verdict in verdicts] == ["new"]
 
 
 def test_a_dead_server_is_noticed_from_another_host(host: Host) -> None:

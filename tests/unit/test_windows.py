@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import datetime as dt
+from itertools import pairwise
 from zoneinfo import ZoneInfo
 
 import pytest
@@ -90,7 +91,7 @@ MOMENTS = st.datetimes(dt.datetime(2026, 1, 1), dt.datetime(2027, 12, 31)).map(l
 def test_openings_never_overlap_and_agree_with_each_other(window: Window, now: dt.datetime, key: str) -> None:
     found = list(windows.occurrences(window, key, now - dt.timedelta(days=9), now + dt.timedelta(days=9)))
     assert found
-    for one, two in zip(found, found[1:], strict=False):
+    for one, two in pairwise(found):
         assert one.opens < one.closes <= two.opens
     for each in found:
         assert each.opens <= each.begins < each.closes

@@ -321,7 +321,7 @@ class _Reader:
                 self.problem(f"{at}.window", 'it has no start, e.g. start = "22:00"')
             if window.get("jitter", 0.0) >= window.get("length", DEFAULT_LENGTH):
                 self.problem(f"{at}.window.jitter", "it is as long as the window: nothing would be left of it")
-            if window.get("length", 1.0) < 60:
+            if window.get("length", DEFAULT_LENGTH) < 60:
                 self.problem(f"{at}.window.length", "a window is open for a minute at least")
 
     def _is_name(self, at: str, name: str) -> bool:

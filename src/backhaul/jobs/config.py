@@ -164,7 +164,7 @@ def shown_settings(settings: JobSettings) -> dict[str, tuple[str, str]]:
 def _shown(key: str, value: Any) -> str:
     if key == "window":
         words = {
-            "start": format_starts(value["start"]) if "start" in value else None,
+            "start": tuple(format_starts(value["start"]).split(", ")) if "start" in value else None,
             "length": f"{value['length']:.0f}s" if "length" in value else None,
             "days": format_days(value["days"]) if "days" in value else None,
             "jitter": f"{value['jitter']:.0f}s" if "jitter" in value else None,
