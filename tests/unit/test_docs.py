@@ -7,11 +7,24 @@ import tomllib
 from pathlib import Path
 
 import pytest
-from tools.pages import DIRECTORY, PROVIDERS, pages, providers_page
+from tools.pages import CONFIG, DIRECTORY, PROVIDERS, config_page, pages, providers_page
 
 from backhaul import errors, version
-from backhaul.formats import age, catalog, drill, hold, manifest, mirror_plan, part_sizes, seekable, signature
+from backhaul.formats import (
+    age,
+    catalog,
+    drill,
+    hold,
+    manifest,
+    mirror_plan,
+    part_sizes,
+    run_record,
+    seekable,
+    signature,
+)
+from backhaul.formats.config import read_config
 from backhaul.model.drill import FAILED, PROVED, UNTESTED
+from backhaul.model.job import RUN_STATES
 from backhaul.model.manifest import SECTIONS
 from backhaul.model.profile import Limits
 from backhaul.operations.mirror import records
@@ -53,8 +66,11 @@ def test_the_constants_in_the_format_page() -> None:
         "hold_format": f"`{hold.FORMAT}`",
         "hold_version": f"`{hold.VERSION}`",
         "drill_results": ", ".join(f"`{result}`" for result in (PROVED, FAILED, UNTESTED)),
+        "run_format": f"`{run_record.FORMAT}`",
+        "run_version": f"`{run_record.VERSION}`",
+        "run_states": ", ".join(f"`{state}`" for state in RUN_STATES),
     }
-    found = re.findall(r"<!-- (\w+) -->(.+?)<!-- -->", text)
+    found = re.findall(r"<!-- (\w+) -->(.+?)<!-- -->", text, re.DOTALL)
     assert {name for name, _ in found} == set(expected)
     for name, value in found:
         assert value == expected[name], name
@@ -79,6 +95,17 @@ def test_the_command_pages_are_up_to_date() -> None:
 def test_the_table_of_providers_is_up_to_date() -> None:
     text = PROVIDERS.read_text()
     assert providers_page(text) == text, "run `make docs`"
+
+
+def test_the_tables_of_the_config_are_up_to_date() -> None:
+    text = CONFIG.read_text()
+    assert config_page(text) == text, "run `make docs`"
+
+
+def test_the_config_of_the_page_is_right() -> None:
+    (example,) = re.findall(r"```toml\n(.+?)```", CONFIG.read_text(), re.DOTALL)
+    found = read_config([("docs/CONFIG.md", example)], "UTC")
+    assert set(found.jobs) == {"orders", "chunks", "prove-orders", "keep-orders", "billing"}
 
 
 def test_exit_codes_cover_every_error_class() -> None:

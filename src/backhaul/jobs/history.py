@@ -95,8 +95,10 @@ class History:
         self._path = self.directory / "history.sqlite"
         name = hashlib.sha256(str(self.directory.absolute()).encode()).hexdigest()[:16]
         self._volatile = (volatile or volatile_directory()) / f"jobs-{name}"
+        self._kept_on_disk = True
         self._database = self._open()
-        self._take_in_volatile()
+        if self._kept_on_disk:
+            self._take_in_volatile()
 
     def close(self) -> None:
         """Let go of the database."""
@@ -124,7 +126,7 @@ class History:
             self._problem(f"the record of {record.job} can't be kept in {directory}: {error.strerror or error}")
         with self._writing(f"the record of {record.job}"):
             self._insert(record)
-            return True
+            kept = kept or self._kept_on_disk
         return kept or self._keep_volatile(f"run {record.job} {record.id}", run_record.encode(record))
 
     def note_progress(self, record: RunRecord) -> None:
@@ -248,7 +250,8 @@ class History:
         """Note what was delivered of a job."""
         with self._writing("what was told"):
             self._insert_told(job, told)
-            return
+            if self._kept_on_disk:
+                return
         self._keep_volatile(f"told {job}", msgspec.json.encode(told))
 
     def note_delivery(self, delivery: Delivery) -> None:
@@ -402,6 +405,7 @@ class History:
             raise
 
     def _without_writing(self) -> sqlite3.Connection:
+        self._kept_on_disk = False
         with contextlib.suppress(sqlite3.Error):
             connection = sqlite3.connect(
                 f"{self._path.absolute().as_uri()}?mode=ro", uri=True, isolation_level=None, check_same_thread=False
@@ -427,7 +431,7 @@ class History:
                 connection = self._connected(self._path)
         except (OSError, sqlite3.Error, BackhaulError) as again:
             self._problem(f"{self._path} is damaged ({error}), and can't be set aside: {again}")
-            return self._connected(":memory:")
+            return self._without_writing()
         self._problem(f"{self._path} was damaged ({error}): it is {aside.name} now, and was made anew from the logs")
         return connection
 
