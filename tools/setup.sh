@@ -44,6 +44,9 @@ packages)
     command -v mount > /dev/null || missing="$missing mount"
     if [ "$2" = test ]; then
         command -v setfattr > /dev/null || missing="$missing attr"
+        # What judges the timers and crontab lines that are made.
+        command -v systemd-analyze > /dev/null || missing="$missing systemd"
+        command -v crontab > /dev/null || missing="$missing cron"
     else
         command -v pbzip2 > /dev/null || missing="$missing pbzip2"
         command -v pgbackrest > /dev/null || missing="$missing pgbackrest"
