@@ -24,6 +24,7 @@ from backhaul.formats.redaction import MASK, redact_text
 OUTPUT, ERROR, OWN = b"O", b"E", b"B"
 LAST_LINES = 30
 _LONGEST_LINE = 1 << 13
+_LONG = re.compile(rb"[^\n]{%d}" % _LONGEST_LINE)
 # A line of the last words that goes into records and messages.
 _LONGEST_WORD = 500
 # A secret of the config that is shorter is no secret: masking it would garble everything.
@@ -108,6 +109,10 @@ class RunLog:
     def write(self, tag: bytes, data: bytes) -> None:
         """Take what a program wrote; lines that are not ended wait for their end."""
         data = self._rest.pop(tag, b"") + data
+        end = data.rfind(b"\n") + 1
+        if end and not self._looked_at(data[:end]):
+            self._write_plain(tag, data[:end])
+            data = data[end:]
         lines = data.splitlines(keepends=True)
         if lines and not lines[-1].endswith((b"\n", b"\r")):
             if len(lines[-1]) < _LONGEST_LINE:
@@ -137,18 +142,38 @@ class RunLog:
                 self._file.close()
                 self._file = None
 
-    def _write_lines(self, tag: bytes, lines: list[bytes]) -> None:
-        if not lines:
-            return
-        stamp = self._now().isoformat(timespec="milliseconds").encode() + b" " + tag + b" "
-        clean = list(self._masked(lines))
-        self.lines += len(clean)
-        self._last.extend((tag, line) for line in clean[-LAST_LINES:])
-        text = b"".join([stamp + line + b"\n" for line in clean])
+    def _looked_at(self, lines: bytes) -> bool:
+        """Tell whether whole lines must be looked at one by one. Most need not be: a program that talks is no brake."""
+        return (
+            b"\r" in lines
+            or _SUSPECT.search(lines) is not None
+            or any(secret in lines for secret in self._secrets)
+            or _LONG.search(lines) is not None
+        )
+
+    def _write_plain(self, tag: bytes, lines: bytes) -> None:
+        stamp = self._stamp(tag)
+        self.lines += lines.count(b"\n")
+        self._last.extend((tag, line) for line in lines[:-1].rsplit(b"\n", LAST_LINES)[-LAST_LINES:])
+        self._pass(tag, stamp + lines[:-1].replace(b"\n", b"\n" + stamp) + b"\n")
+
+    def _stamp(self, tag: bytes) -> bytes:
+        return self._now().isoformat(timespec="milliseconds").encode() + b" " + tag + b" "
+
+    def _pass(self, tag: bytes, text: bytes) -> None:
         self.bytes += len(text)
         self._keep(text)
         if self._echo is not None:
             self._echo(tag, text)
+
+    def _write_lines(self, tag: bytes, lines: list[bytes]) -> None:
+        if not lines:
+            return
+        stamp = self._stamp(tag)
+        clean = list(self._masked(lines))
+        self.lines += len(clean)
+        self._last.extend((tag, line) for line in clean[-LAST_LINES:])
+        self._pass(tag, b"".join([stamp + line + b"\n" for line in clean]))
 
     def _masked(self, lines: list[bytes]) -> Iterator[bytes]:
         for line in lines:
