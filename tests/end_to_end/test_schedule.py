@@ -667,3 +667,25 @@ def test_a_directory_that_can_not_be_written_is_told(fake: FakeHost, command: tu
     with pytest.raises(BackhaulError) as caught:
         put(fake, "systemd", [a_card("a")], command)
     assert isinstance(caught.value, ConfigurationError) and str(fake.units) in caught.value.what
+
+
+def test_the_credentials_of_a_config_are_given_to_its_units(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from backhaul.jobs import own_schedule
+    from backhaul.jobs.host import JobHost
+    from backhaul.operations.places import CONFIG_VARIABLE
+
+    config = tmp_path / "config.toml"
+    config.write_text(
+        '[notify.ops]\nkind = "mail"\nhost = "127.0.0.1"\nfrom = "a@example.com"\nto = "b@example.com"\nuser = "u"\n'
+        'password = { credential = "smtp" }\n[jobs.night]\nkind = "command"\ncommand = ["true"]\nnotify = "ops"\n'
+        'environment = { PGPASSWORD = { credential = "pg" } }\nwindow = { start = "22:00" }\n'
+    )
+    monkeypatch.setenv(CONFIG_VARIABLE, str(config))
+    monkeypatch.setenv("BACKHAUL_STATE", str(tmp_path / "state"))
+    host = FakeHost(tmp_path)
+    monkeypatch.setattr(own_schedule, "this_host", lambda: host.host("systemctl", "loginctl"))
+    with JobHost() as jobs:
+        plan = own_schedule.plan_of(jobs, "systemd")
+    service = next(change.after for change in plan.changes if change.path.endswith("backhaul-night.service"))
+    for name in ("smtp", "pg"):
+        assert f"LoadCredential={name}:/etc/credstore/{name}\n" in service
