@@ -12,13 +12,15 @@ from zoneinfo import ZoneInfo
 import pytest
 
 from backhaul.formats.config import Config, read_config
-from backhaul.jobs import runner as runner_module
+from backhaul.jobs import run as run_module
 from backhaul.jobs.alerts import Alerts
 from backhaul.jobs.config import job_of
 from backhaul.jobs.history import History
 from backhaul.jobs.holds import Holds
 from backhaul.jobs.overview import overview
-from backhaul.jobs.runner import Attempt, Run, Runner
+from backhaul.jobs.programs import Attempt
+from backhaul.jobs.run import Run
+from backhaul.jobs.runner import Runner
 from backhaul.model import job as jobs
 from backhaul.model.channel import Channel
 from backhaul.model.job import Job, StageRecord
@@ -67,7 +69,7 @@ class Year:
         self.alerts = Alerts(self.config, self.history, lambda: self.time, opener=self.inbox)  # type: ignore[arg-type]
         self.checks: list[tuple[dt.datetime, str]] = []
         self.planned: str | None = None
-        monkeypatch.setattr(runner_module, "this_process", lambda: (self.boot, "a boot"))
+        monkeypatch.setattr(run_module, "this_process", lambda: (self.boot, "a boot"))
 
     def job(self) -> Job:
         settings = self.config.jobs["night"]
