@@ -398,6 +398,7 @@ def test_a_full_state_disk_stops_no_job(host: Host, tmpfs: Path, tmp_path: Path)
     assert codes == {75} or proof.exists()  # (a full hour may have struck)
     (tmpfs / "filler").unlink()
     assert host("run", "-q", "app", env=state).code == 0
+    assert host("schedule", "tick", env=state).code == 0
     assert host("check", env=state).code == 0
     assert len(host("log", "app", "--runs", "--json", env=state).json["runs"]) >= 4
 
@@ -622,6 +623,7 @@ def test_the_nights_of_a_database_in_s3(s3_host: Host, bucket: str, postgres: An
         assert record["proved_at"] == host.last("prove")["proved_at"] != ""
         # keep_last = 1 would leave the newest alone; but the older one is proved, and the newest is not.
         assert host.last("keep").get("removed", 0) == 0
+        assert host("schedule", "tick").code == 0
         assert host("check").code == 0
         # From another host, with no state and no config of this one.
         judged = host("check", "--store", f"s3://{bucket}/db7/nights", "--json", env={"BACKHAUL_STATE": "/nonexistent"})
@@ -645,7 +647,10 @@ def test_the_nights_of_a_database_in_s3(s3_host: Host, bucket: str, postgres: An
             assert host("run", "nights", "--now").code != 0
         postgres.sql("ALTER DATABASE days RENAME TO nights")
         assert host("run", "nights", "--now").code == 0
-        alerts = [json.loads(request.body) for request in sink.requests if request.path == "/alerts"]
+        sent = [json.loads(request.body) for request in sink.requests if request.path == "/alerts"]
+        # (The first tick sent the sign of life.)
+        assert [alert["reason"] for alert in sent].count("sign of life") == 1
+        alerts = [alert for alert in sent if alert["reason"] != "sign of life"]
         assert [alert["subject"].split(":")[0] for alert in alerts] == [
             "FAILED nights",
             "FAILED nights",
@@ -830,6 +835,57 @@ def test_the_scheduler_for_containers(host: Host, tmp_path: Path) -> None:
     assert host.last("app")["state"] == "ok"
     assert host.last("long")["state"] == "interrupted"
     assert len(done.read_text().split()) == 1
+
+
+def test_jobs_that_nothing_begins_are_a_problem(host: Host) -> None:
+    host.configure(f'[jobs.app]\nkind = "command"\ncommand = ["true"]\n{OPEN}\n')
+    assert host("run", "-q", "app").code == 0
+    result = host("check")
+    assert result.code == 3
+    assert b"nothing on this host has looked yet what is to begin" in result.out
+    assert host("schedule", "tick").code == 0
+    assert host("check").code == 0
+    assert b"backhaul_looked_timestamp_seconds" in host("metrics").out
+
+
+def test_a_config_that_broke_silences_nothing(host: Host, tmp_path: Path) -> None:
+    done = tmp_path / "done"
+    with HttpSink() as sink:
+        good = (
+            f'[notify.ops]\nkind = "webhook"\nurl = "{sink.url}/"\n[defaults]\nnotify = "ops"\n'
+            f'[jobs.app]\nkind = "command"\ncommand = {shell(f"echo x >> {done}")}\n{OPEN}\n'
+        )
+        host.configure(good)
+        assert host("schedule", "tick").code == 0
+        wait_for(lambda: [run["state"] for run in host.runs("app")] == ["ok"])
+        host.configure(good + '[jobs.typo]\nknid = "x"\n')
+        for _ in range(2):
+            assert host("schedule", "tick").code == 0
+        assert host("run", "--scheduled", "-q", "app").code in (0, 75)
+        assert host("run", "app").code == 10  # a person hears of it at once
+        host.config.unlink()
+        assert host("schedule", "tick").code == 0
+        host.configure(good)
+        assert host("schedule", "tick").code == 0
+        subjects = [json.loads(request.body)["subject"] for request in sink.requests]
+        problems = [subject for subject in subjects if "config" in subject]
+        assert len(problems) == 3, subjects
+        assert problems[0].startswith(
+            "PROBLEM: the config is not right, and the last one that was goes on: [jobs.typo]"
+        )
+        assert "can't be read" in problems[1] or "there is none any more" in problems[1]
+        assert problems[2].startswith("RECOVERED: the config is right again")
+
+
+def test_what_nobody_named_is_recorded_and_not_watched(host: Host) -> None:
+    assert host("exec", "-q", "--", "false").code == 1
+    assert [run["state"] for run in host.runs("false")] == ["failed"]
+    assert host("check").code == 0
+    assert host("exec", "-q", "--name", "billing", "--", "false").code == 1
+    assert host("check").code == 1
+    assert host("log", "billing", "--forget").code == 0
+    assert host("check").code == 0
+    assert host("log", "billing").code != 0
 
 
 def test_next(host: Host) -> None:

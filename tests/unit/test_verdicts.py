@@ -168,6 +168,40 @@ def test_held() -> None:
     assert judge(card(), [last_night(jobs.FAILED)], [now_held], NOW).state == FAILED
 
 
+def test_a_hold_over_the_next_opening_is_said_before() -> None:
+    evening = dt.datetime(2026, 11, 21, 20, 0, tzinfo=UTC)
+    whole = judge(card(window=NIGHTLY), [last_night()], [hold(evening, evening + 10 * HOUR)], evening)
+    assert whole.next_begins == "2026-11-22T22:00:00Z"
+    assert whole.warnings == (
+        "the opening of Sat 2026-11-21 22:00 falls into the hold, and it begins next at Sun 2026-11-22 22:00",
+    )
+    part = judge(card(window=NIGHTLY), [last_night()], [hold(evening, evening + 3 * HOUR)], evening)
+    assert (part.next_begins, part.warnings) == ("2026-11-21T23:00:00Z", ())
+
+
+def test_a_mirror_that_stopped_for_a_hold_did_as_it_was_told() -> None:
+    stopped = last_night(jobs.STOPPED, why="held")
+    assert judge(card(window=NIGHTLY), [stopped], [hold(NOW - 12 * HOUR, NOW + HOUR)], NOW).state == HELD
+    assert judge(card(window=NIGHTLY), [stopped], [hold(NOW - 12 * HOUR, NOW - HOUR)], NOW).state == INCOMPLETE
+
+
+def test_a_run_that_says_it_goes_on_and_has_a_later_one_behind_it_has_died() -> None:
+    ghost = record(NOW - 30 * HOUR, jobs.RUNNING)
+    assert judge(card(expectations=Expectations(max_duration=3600)), [ghost, last_night()], (), NOW).state == OK
+
+
+def test_a_hold_that_came_too_late_excuses_nothing() -> None:
+    before = record(dt.datetime(2026, 11, 19, 22, 0, tzinfo=UTC), occurrence="2026-11-19T22:00:00Z")
+    late = dt.datetime(2026, 11, 21, 1, 0, tzinfo=UTC)
+    assert judge(card(window=NIGHTLY), [before], [hold(late, late + HOUR / 6)], late).state == OVERDUE
+    assert judge(card(window=NIGHTLY), [before], [hold(late, late + 12 * HOUR)], NOW).state == OVERDUE
+    # One that ended in the window leaves an hour to begin.
+    opens = dt.datetime(2026, 11, 20, 22, 0, tzinfo=UTC)
+    held = [hold(opens - HOUR, opens + 2 * HOUR)]
+    assert judge(card(window=NIGHTLY), [before], held, opens + 2.2 * HOUR).state == OK
+    assert judge(card(window=NIGHTLY), [before], held, opens + 3.2 * HOUR).state == OVERDUE
+
+
 def test_a_night_that_was_held_to_its_end_is_not_missing() -> None:
     before = record(dt.datetime(2026, 11, 19, 22, 0, tzinfo=UTC), occurrence="2026-11-19T22:00:00Z")
     opens = dt.datetime(2026, 11, 20, 22, 0, tzinfo=UTC)
@@ -238,6 +272,16 @@ def test_once_in_each_opening() -> None:
     assert not begins(now=OPEN + 6 * HOUR)
 
 
+def test_what_a_person_tried_is_not_the_run_of_the_night() -> None:
+    def by_hand(state_: str) -> RunRecord:
+        return record(OPEN - HOUR / 2, state_, occurrence=TONIGHT, trigger=jobs.BY_HAND)
+
+    for ended in (jobs.FAILED, jobs.INTERRUPTED, jobs.INCOMPLETE):
+        assert begins(by_hand(ended))
+    assert not begins(by_hand(jobs.OK))
+    assert not begins(by_hand(jobs.RUNNING))
+
+
 def test_by_hand() -> None:
     assert begins(tonight(jobs.OK), trigger=jobs.BY_HAND)
     assert not begins(now=NOW, trigger=jobs.BY_HAND)
@@ -267,6 +311,8 @@ def test_when_people_are_told() -> None:
     assert decide(told(OVERDUE, 2, run), failed, NOW) == CHANGED
     assert decide(told(FAILED, 2, run), well, NOW) == RECOVERED
     assert decide(told(OK, 2, run), well, NOW) is None
+    # An alert reached nobody, and meanwhile it is well again: that it was not is said.
+    assert decide(None, well, NOW, unheard=True) == RECOVERED
     # A time in the future, of a clock that was set back, silences nobody.
     assert decide(told(FAILED, -48, run), failed, NOW) == STILL
     running = judge(card(), [record(NOW, jobs.RUNNING)], (), NOW)

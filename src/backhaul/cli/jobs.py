@@ -79,7 +79,9 @@ def run(
 
     if scheduled and at_once:
         raise UsageError("--scheduled and --now exclude each other", "the one waits for the window", "Leave one out.")
-    with JobHost() as host:
+    with JobHost(last_config=scheduled) as host:
+        if scheduled:
+            host.looked()
         found = [host.job(name, note=True) for name in names]
         records: list[RunRecord] = []
         errors: list[BackhaulError] = []
@@ -137,6 +139,10 @@ def _run_one(
     name = job.card.name
     see = f"All that it said: backhaul log {name}" if record.lines else f"See: backhaul why {name}"
     if record.state == jobs.OK:
+        if not quiet and trigger == jobs.BY_HAND:
+            from backhaul.reporting.words import figures
+
+            click.echo(f"backhaul: {name}: ok, {figures(record)}", err=True)
         for remark in record.remarks:
             click.echo(f"backhaul: {name}: {remark}", err=True)
         return record, None
@@ -219,7 +225,12 @@ A word that is a bar ('|', quoted) parts the programs of a pipeline. If one of t
 behind it are killed before they could take what they have for the whole. Exit status: the
 command's own; of a pipeline that of the first program that failed, 128 + N for signal N.""",
 )
-@click.option("--name", metavar="NAME", help="What the runs are recorded under.  [default: the program's name]")
+@click.option(
+    "--name",
+    metavar="NAME",
+    help="What the runs are recorded under, and watched: reports tell of them.  [default: the program's name, recorded "
+    "alone]",
+)
 @click.option("--time-limit", metavar="DURATION", help="End it after so long.")
 @click.option("--retries", type=click.IntRange(0, 100), default=0, show_default=True, help="Try again so often.")
 @click.option("--backoff", metavar="DURATION", default="1m", show_default=True, help="The pause before; it doubles.")
@@ -265,7 +276,8 @@ def exec_(
             lock=lock,
             log_size=parse_size(log_size),
         )
-        host.history.note_job(job.card)
+        if name is not None:  # what nobody has named is recorded, and not watched
+            host.history.note_job(job.card)
         record, error = _run_one(host, job, quiet=quiet or as_json, trigger=EXEC, inherit_input=True)
         if error is not None:
             if record is None:
@@ -587,17 +599,22 @@ Each line has its time and whether it is stdout (O), stderr (E) or Backhaul itse
 @click.argument("which", metavar="[RUN]", default="")
 @click.option("--runs", is_flag=True, help="List the runs instead.")
 @click.option("--follow", "-f", is_flag=True, help="Go on while it runs.")
+@click.option("--forget", is_flag=True, help="Remove all runs and logs of JOB that this host has.")
 @option_json("Print the records as one JSON object on stdout.")
-def log(job: str | None, which: str, runs: bool, follow: bool, as_json: bool) -> None:
+def log(job: str | None, which: str, runs: bool, follow: bool, forget: bool, as_json: bool) -> None:
     """Show what a RUN of JOB said, by default the last one; without JOB the last run of each."""
     from backhaul.jobs.host import JobHost
 
     with JobHost() as host:
+        if forget:
+            _forget(host, job, as_json=as_json)
+            return
         if job is None or runs:
             names = [job] if job is not None else sorted(host.history.names())
             if job is not None:
                 _check_job(host, job)
             found = [record for name in names for record in host.history.runs(name, 400 if runs else 1)]
+            found.sort(key=lambda record: dt.datetime.fromisoformat(record.started), reverse=True)
             _list_runs(found, as_json=as_json)
             return
         _check_job(host, job)
@@ -612,6 +629,21 @@ def log(job: str | None, which: str, runs: bool, follow: bool, as_json: bool) ->
             print_json("log", {"run": record, "path": str(host.history.log_path(job, record.id))})
             return
         _print_log(host, record, follow=follow)
+
+
+def _forget(host: JobHost, job: str | None, *, as_json: bool) -> None:
+    from backhaul.jobs.runner import is_running
+
+    if job is None:
+        raise UsageError("--forget forgets nothing", "no JOB is named", "Name the one: backhaul log JOB --forget")
+    _check_job(host, job)
+    if is_running(host.history, job):
+        raise LockBusyError(f"The job {job} is running", "what it says now would be lost", "Wait for it to end.")
+    count = host.history.forget(job)
+    if as_json:
+        print_json("log", {"job": job, "forgotten": count})
+    else:
+        click.echo(f"{count} run{'s' * (count != 1)} of {job} forgotten; those beside backups stay")
 
 
 def _list_runs(found: list[RunRecord], *, as_json: bool) -> None:
@@ -636,7 +668,7 @@ def _list_runs(found: list[RunRecord], *, as_json: bool) -> None:
 
 def _print_log(host: JobHost, record: RunRecord, *, follow: bool) -> None:
     from backhaul.jobs.log import LogReader
-    from backhaul.model.job import RUNNING
+    from backhaul.model.job import DIED, RUNNING
 
     path = host.history.log_path(record.job, record.id)
     reader = LogReader(path)
@@ -646,13 +678,18 @@ def _print_log(host: JobHost, record: RunRecord, *, follow: bool) -> None:
             f"{path} is not there",
             "Its record has the last words: backhaul log --json",
         )
+    silent = True
     while True:
         now = host.history.find(record.job, record.id)
         ended = now is None or now.state != RUNNING
         for data in reader.new():
             sys.stdout.buffer.write(data)
+            silent = False
         sys.stdout.buffer.flush()
         if ended or not follow:
+            if ended and (silent or (now is not None and now.state == DIED)):
+                words = f"{now.state}: {now.why}" if now is not None and now.why else now.state if now else "gone"
+                click.echo(f"backhaul: {record.id} {'said nothing and ' if silent else ''}ended {words}", err=True)
             return
         time.sleep(0.5)
 

@@ -155,7 +155,10 @@ def check(ctx: click.Context, names: tuple[str, ...], store: str | None, nagios:
     else:
         lines = [subject(overview)]
         lines += [headline(verdict) for verdict in overview.verdicts if verdict.state not in ("ok", "running", "held")]
-        for line in dict.fromkeys(lines[:1] if len(lines) == 2 else lines):
+        lines = lines[:1] if len(lines) == 2 else lines
+        lines += [f"PROBLEM: {problem}" for problem in overview.problems]
+        lines += [f"UNDELIVERED: {each.subject} ({each.channel}: {each.error})" for each in overview.undelivered]
+        for line in dict.fromkeys(lines):
             print(line)  # noqa: T201
     ctx.exit(reporting.nagios_status(overview) if nagios else reporting.exit_status(overview))
 
@@ -228,6 +231,9 @@ def test(names: tuple[str, ...], as_failure: bool, as_json: bool) -> None:
     """Send a message by each CHANNEL, or by all, on the very way that alerts go."""
     import socket
 
+    import msgspec
+    from rich.text import Text
+
     from backhaul.jobs.alerts import pretended_failure
     from backhaul.jobs.host import JobHost
     from backhaul.planning.alerts import CHANGED
@@ -249,14 +255,18 @@ def test(names: tuple[str, ...], as_failure: bool, as_json: bool) -> None:
             message = messages.alert(overview, overview.verdicts[0], CHANGED)
         else:
             message = messages.report(host.overview(), "test")
+            subject = f"TEST: {message.subject}"
+            message = msgspec.structs.replace(
+                message, subject=subject, text=f"This is a test of the channel.\n\n{message.text}", failure=False
+            )
         deliveries = host.alerts.deliver(message, channels, everyone=True)
     if as_json:
         print_json("notify", {"deliveries": deliveries})
     else:
         out = console(sys.stdout)
         for each in deliveries:
-            mark = "[red]✗[/]" if each.error else "[green]✓[/]"
-            out.print(f"  {mark} {each.channel}" + (f": {each.error}" if each.error else ""))
+            line = Text("  ✗ " if each.error else "  ✓ ", "red" if each.error else "green")
+            out.print(line.append(each.channel + (f": {each.error}" if each.error else ""), ""))
     wrong = [each for each in deliveries if each.error]
     if wrong:
         raise NotifyError(

@@ -136,7 +136,11 @@ def run_() -> None:
     def say(text: str) -> None:
         click.echo(f"{dt.datetime.now().astimezone().isoformat(timespec='seconds')} {text}", err=True)
 
-    ForegroundScheduler(say).run()
+    try:
+        ForegroundScheduler(say).run()
+    except KeyboardInterrupt as interrupt:
+        # The way in which it is meant to end.
+        say(f"ended by {str(interrupt) or 'SIGINT'}")
 
 
 @schedule.command()
@@ -148,7 +152,7 @@ def tick(via: str) -> None:
     from backhaul.jobs.scheduler import tick as operation
 
     start = start_by_systemd(os.geteuid() != 0) if via == "systemd" else start_detached
-    with JobHost() as host:
+    with JobHost(last_config=True) as host:
         operation(host, start, click.echo)
-        for problem in host.history.problems:
+        for problem in (*([host.config_problem] if host.config_problem else []), *host.history.problems):
             click.echo(f"backhaul: {problem}", err=True)

@@ -230,6 +230,7 @@ class _Reader:
         shared, shared_origins = self._values("defaults", self.tables["defaults"], "")
         if "start" in shared.get("window", {}):
             self.problem("defaults.window.start", "a start belongs to a job: it would begin all of them at once")
+        self._check_references("defaults", shared, stores, channels)
         found = {}
         for name, table in self.tables["jobs"].items():
             at = f"jobs.{name}"
@@ -249,8 +250,10 @@ class _Reader:
                     values[merged] = {**shared[merged], **own[merged]}
             if "window" not in own:
                 values.pop("window", None)
-            if len(self.problems) == before:
-                self._check_job(at, kind, values, stores, channels)
+            readable = len(self.problems) == before
+            self._check_references(at, own, stores, channels)
+            if readable:
+                self._check_job(at, kind, values)
             if "window" in values:
                 values["window"] = {"timezone": zone, **values["window"]}
             found[name] = JobSettings(name=name, kind=kind, values=values, origins=origins)
@@ -270,6 +273,8 @@ class _Reader:
                 where = f"; a {' or '.join(other)} job has it" if other and kind else ""
                 self.problem(f"{at}.{raw}", "not known" + _meant(key, tuple(known)) + where)
                 continue
+            if key in values:
+                self.problem(f"{at}.{raw}", f"it is there twice, as {key} and {key.replace('_', '-')}")
             try:
                 values[key] = setting.form.read(value)
             except UsageError as error:
@@ -280,14 +285,7 @@ class _Reader:
             origins[key] = f"{file} [{at}]"
         return values, origins
 
-    def _check_job(
-        self,
-        at: str,
-        kind: str,
-        values: Mapping[str, Any],
-        stores: Mapping[str, Location],
-        channels: Mapping[str, Any],
-    ) -> None:
+    def _check_job(self, at: str, kind: str, values: Mapping[str, Any]) -> None:
         """Look at what only several settings together can tell."""
         for keys in _NEEDED[kind]:
             given = [key for key in keys if key in values]
@@ -301,20 +299,6 @@ class _Reader:
                 self.problem(f"{at}.{key}", f"a {kind} job has one")
         if kind == PRUNE and not any(key.startswith("keep_") and key != "keep_runs" for key in values):
             self.problem(at, "a prune job needs to know what to keep: keep_last, keep_daily, keep_within and so on")
-        for key in ("to", "series", "records"):
-            for place in values.get(key, ()):
-                try:
-                    if key == "records":
-                        parse_location(place, stores, whole_bucket=True)
-                    else:
-                        parse_series(place, stores)
-                except BackhaulError as error:
-                    self.problem(f"{at}.{key}", f"{error.what}: {error.why}; {error.todo.rstrip('.')}")
-        for key in ("notify", "pings"):
-            for name in values.get(key, ()):
-                if name not in channels and name not in self.tables["notify"]:
-                    words = _meant(name, tuple(self.tables["notify"])) or f"; write [notify.{name}]"
-                    self.problem(f"{at}.{key}", f"there is no channel {name}{words}")
         window = values.get("window")
         if window is not None:
             if "start" not in window:
@@ -323,6 +307,27 @@ class _Reader:
                 self.problem(f"{at}.window.jitter", "it is as long as the window: nothing would be left of it")
             if window.get("length", DEFAULT_LENGTH) < 60:
                 self.problem(f"{at}.window.length", "a window is open for a minute at least")
+
+    def _check_references(
+        self, at: str, values: Mapping[str, Any], stores: Mapping[str, Location], channels: Mapping[str, Any]
+    ) -> None:
+        """Look whether what is named is there."""
+        for key in ("to", "series", "records"):
+            for place in values.get(key, ()):
+                try:
+                    if key == "records":
+                        parse_location(place, stores, whole_bucket=True)
+                    else:
+                        series = parse_series(place, stores)
+                        if series.kind == "local" and not series.path.startswith("/"):
+                            self.problem(f"{at}.{key}", f"{place!r} begins nowhere: a timer runs it elsewhere than you")
+                except BackhaulError as error:
+                    self.problem(f"{at}.{key}", f"{error.what}: {error.why}; {error.todo.rstrip('.')}")
+        for key in ("notify", "pings"):
+            for name in values.get(key, ()):
+                if name not in channels and name not in self.tables["notify"]:
+                    words = _meant(name, tuple(self.tables["notify"])) or f"; write [notify.{name}]"
+                    self.problem(f"{at}.{key}", f"there is no channel {name}{words}")
 
     def _is_name(self, at: str, name: str) -> bool:
         if not _NAME.fullmatch(name) or name in TAKEN_NAMES:

@@ -76,7 +76,7 @@ class FirstConfig(msgspec.Struct, frozen=True, kw_only=True):
         settings: what the store needs besides its URL.
         sources: what is backed up.
         channels: by name; the file that holds what is hidden, for those that hide something.
-        start: when the nightly window opens, HH:MM.
+        start: when the nightly window opens, HH:MM; ``timezone``: by which clock, empty for the host's.
         how: what was chosen to begin jobs: init goes by it when it goes on.
         environment: variables that all jobs need.
     """
@@ -88,6 +88,7 @@ class FirstConfig(msgspec.Struct, frozen=True, kw_only=True):
     sources: tuple[FirstSource, ...]
     channels: Mapping[str, tuple[FirstChannel, str]] = {}
     start: str = DEFAULT_START
+    timezone: str = ""
     how: str = "auto"
     environment: Mapping[str, str] = {}
 
@@ -304,6 +305,8 @@ def _jobs(config: FirstConfig, source: FirstSource, series: str) -> Iterator[str
     # In each job, not in [defaults]: those would hold for the jobs of other files, too.
     common = [f"notify = [{', '.join(_text(name) for name in config.channels)}]"] if config.channels else []
     window = {"length": _LENGTH, "jitter": f"{jitter}m"}
+    if config.timezone:
+        window["timezone"] = config.timezone
     yield f"[jobs.{source.job}]"
     yield 'kind = "push"'
     yield f"from = {_text(source.url)}"

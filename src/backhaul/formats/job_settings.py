@@ -114,6 +114,20 @@ def _share(value: Any) -> float:
     return float(match[1]) / 100
 
 
+def _log_size(value: Any) -> int:
+    size = parse_size(_text(value))
+    if size < 64 << 10:
+        raise _wrong(value, "hardly a line would be kept", 'Write at least "64Ki"')
+    return size
+
+
+def _absolute(value: Any) -> str:
+    text = _text(value)
+    if not text.startswith("/"):
+        raise _wrong(value, "a timer runs it elsewhere than you", "Write the whole path, from /")
+    return text
+
+
 def _max_delete(value: Any) -> str:
     text = str(value) if isinstance(value, int) and not isinstance(value, bool) else value
     if not isinstance(text, str) or not _MAX_DELETE.fullmatch(text):
@@ -218,7 +232,7 @@ def _duration(value: Any) -> float:
 
 
 TEXT = Form("text", _text, {"type": "string", "minLength": 1})
-PATH = TEXT
+PATH = Form("path", _absolute, {"type": "string", "pattern": "^/"})
 WORDS = Form(
     "text, or a list",
     _words,
@@ -230,6 +244,7 @@ DURATION = Form("duration", _duration, _DURATION_SCHEMA)
 DURATION_TEXT = Form("duration", _checked(parse_duration, parsed=False), _DURATION_SCHEMA)
 _SIZE_SCHEMA = {"type": "string", "pattern": r"^\d+(\.\d+)?\s*([kmgtKMGT]?[iI]?)[bB]?$"}
 SIZE = Form("size", _checked(parse_size, parsed=True), _SIZE_SCHEMA)
+LOG_SIZE = Form("size", _log_size, _SIZE_SCHEMA)
 SIZE_TEXT = Form("size", _checked(parse_size, parsed=False), _SIZE_SCHEMA)
 RATE = Form("rate", _checked(parse_timetable, parsed=False), {"type": "string"})
 SHARE = Form("share", _share, {"type": "string", "pattern": r"^\d+(\.\d+)?%$"})
@@ -311,7 +326,7 @@ COMMON: tuple[Setting, ...] = (
     ),
     Setting(key="records", help="stores that get the records of its runs, besides where its backups go", form=WORDS),
     Setting(key="keep_runs", help="how many runs' logs are kept here", form=NUMBER, default="100"),
-    Setting(key="log_size", help="most of what its programs say that is kept of a run", form=SIZE, default="16Mi"),
+    Setting(key="log_size", help="most of what its programs say that is kept of a run", form=LOG_SIZE, default="16Mi"),
 )
 
 
@@ -360,11 +375,11 @@ OWN: tuple[Setting, ...] = (
     _option("scratch", PATH, "where the scratch server lies", DRILL),
     _option("jobs", NUMBER, "streams, indexes and checks at once", DRILL),
     _option("identity", WORDS, "key files that open an encrypted backup", DRILL),
-    _option("keep_last", NUMBER_OR_NONE, "keep the newest so many", PRUNE),
-    _option("keep_daily", NUMBER_OR_NONE, "keep one a day for so many days", PRUNE),
-    _option("keep_weekly", NUMBER_OR_NONE, "keep one a week", PRUNE),
-    _option("keep_monthly", NUMBER_OR_NONE, "keep one a month", PRUNE),
-    _option("keep_yearly", NUMBER_OR_NONE, "keep one a year", PRUNE),
+    _option("keep_last", NUMBER, "keep the newest so many", PRUNE),
+    _option("keep_daily", NUMBER, "keep one a day for so many days", PRUNE),
+    _option("keep_weekly", NUMBER, "keep one a week", PRUNE),
+    _option("keep_monthly", NUMBER, "keep one a month", PRUNE),
+    _option("keep_yearly", NUMBER, "keep one a year", PRUNE),
     _option("keep_within", DURATION_TEXT, "keep all that are younger", PRUNE),
     _option("keep_free", SIZE_TEXT, "on a disk: remove the oldest until so much is free", PRUNE),
     _option("unproved_ok", FLAG, "an older proved backup may go while newer ones are unproved", PRUNE),

@@ -13,7 +13,10 @@ from collections.abc import Sequence
 
 MASK = "***"
 
-_WORD = r"(?:passw(?:or)?d|passwd|pwd|passphrase|secret|token|credential|api[_-]?key|access[_-]?key)[\w.-]{0,60}"
+_WORD = (
+    r"(?:passw(?:or)?d|passwd|pwd|passphrase|secret|token|credential|api[_-]?key|access[_-]?key)(?![_-]file)"
+    r"[\w.-]{0,60}"
+)
 _NAME = rf"[\w.-]*{_WORD}"
 # (In texts what stands before the word is not looked at: a long one would be, from each of its letters.)
 _ASSIGNMENT = re.compile(rf"(?i)({_WORD}\s*=\s*)('[^']*'|\"[^\"]*\"|[^\s&;|]+)")

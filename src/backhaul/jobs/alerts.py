@@ -7,7 +7,10 @@ import datetime as dt
 import time
 from collections.abc import Callable, Iterator, Sequence
 
+import msgspec
+
 from backhaul.errors import BackhaulError, LockBusyError
+from backhaul.formats import run_record
 from backhaul.formats.config import Config
 from backhaul.formats.redaction import redact_text
 from backhaul.jobs.channels import OpenChannel, open_channel
@@ -15,13 +18,15 @@ from backhaul.jobs.history import History, undelivered
 from backhaul.model import job as jobs
 from backhaul.model.channel import Channel
 from backhaul.model.job import RunRecord
-from backhaul.model.verdict import Delivery, Message, Overview
+from backhaul.model.verdict import FAILED, OK, Delivery, Message, Overview
 from backhaul.operations.locks import locked
-from backhaul.planning.alerts import SIGN_OF_LIFE, Told, decide, life_is_due
+from backhaul.planning.alerts import SIGN_OF_LIFE, Told, decide, is_due_again, life_is_due
 from backhaul.reporting import messages
 
 # What is told of no job in particular.
 _ALL = ""
+# What was told of the host as a whole. (No job can be called so.)
+_HOST = "-host"
 Opener = Callable[[Channel], OpenChannel]
 
 
@@ -68,6 +73,28 @@ class Alerts:
             if any(not each.error for each in deliveries):
                 run = verdict.last.id if verdict.last is not None else ""
                 self._history.note_told(name, Told(verdict.state, run, _iso(now)))
+        return found
+
+    def tell_problem(self, overview: Overview, problem: str) -> list[Delivery]:
+        """Tell all channels of something that is wrong with the host's jobs as a whole; once, daily, and its end.
+
+        Args:
+            overview: of now.
+            problem: what is wrong; empty for nothing.
+        """
+        told = self._history.told(_HOST)
+        now = self._now()
+        if not problem and (told is None or told.state == OK):
+            return []
+        if problem and told is not None and told.state != OK and told.run == problem and not is_due_again(told, now):
+            return []
+        words = f"PROBLEM: {problem}" if problem else "RECOVERED: the config is right again"
+        message = msgspec.structs.replace(
+            messages.report(overview, "problem"), subject=f"{words} - {overview.host}", failure=bool(problem)
+        )
+        found = self.deliver(message, self.all_channels(), everyone=True)
+        if any(not each.error for each in found):
+            self._history.note_told(_HOST, Told(FAILED if problem else OK, problem, _iso(now)))
         return found
 
     @contextlib.contextmanager
@@ -169,7 +196,7 @@ def pretended_failure(host: str, now: dt.datetime) -> Overview:
     run = RunRecord(
         format="backhaul-run",
         version="1.0",
-        id="",
+        id=run_record.run_id(start, 0),
         job=card.name,
         kind=card.kind,
         host=host,

@@ -252,6 +252,7 @@ def draft_of(answers: Answers, place: Place, say: Say, *, try_store: bool = True
     settings, environment = _store_settings(location, keep, say)
     config = FirstConfig(
         name=place.name,
+        timezone=system_zone(),
         store_name=_free(place.name, there.stores),
         store=store,
         settings=settings,
@@ -561,7 +562,10 @@ def _as_timers_are() -> Iterator[None]:
 def _run_first(host: JobHost, name: str, tell: Say, echo: Echo | None) -> None:
     """Run a job, unless its last run is good."""
     last = next((run for run in host.history.runs(name) if run.state != jobs.SKIPPED), None)
-    if last is not None and last.state == jobs.OK:
+    card = host.history.card(name)
+    # (A run of this name for another config, with other places, is none of this one's.)
+    same = card is not None and (card.what, card.places) == (host.job(name).card.what, host.job(name).card.places)
+    if last is not None and last.state == jobs.OK and same:
         tell(Step(name=f"run {name}", state=OK, detail=f"done before, at {last.started}"))
         return
     runner = host.runner(echo)
@@ -651,6 +655,8 @@ def _install(host: JobHost, how: str, tell: Say) -> None:
     except BackhaulError as error:
         tell(Step(name="schedule", state=PROBLEM, detail=f"{error.what}: {error.why}", todo=error.todo))
         return
+    # It looks for the first time within ten minutes: until then nothing is wrong.
+    host.looked()
     tell(Step(name="schedule", state=OK, detail=f"installed, by {plan.how}; see backhaul schedule show"))
     for remark in plan.remarks:
         tell(Step(name="schedule", state=NOTE, detail=remark))

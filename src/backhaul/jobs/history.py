@@ -39,6 +39,7 @@ CREATE TABLE runs(
 ) WITHOUT ROWID;
 CREATE INDEX runs_by_start ON runs(job, started);
 CREATE TABLE jobs(name TEXT PRIMARY KEY, fingerprint TEXT, since TEXT, card BLOB) WITHOUT ROWID;
+CREATE TABLE marks(name TEXT PRIMARY KEY, value TEXT) WITHOUT ROWID;
 CREATE TABLE told(job TEXT PRIMARY KEY, state TEXT, run TEXT, at TEXT) WITHOUT ROWID;
 CREATE TABLE deliveries(number INTEGER PRIMARY KEY, job TEXT, at TEXT, document BLOB);
 """
@@ -233,6 +234,31 @@ class History:
         """Forget that a job is known; its records stay."""
         with self._writing(f"the job {name}"):
             self._database.execute("DELETE FROM jobs WHERE name = ?", (name,))
+
+    def forget(self, name: str) -> int:
+        """Remove all that is known of a job, its logs too; return how many runs there were."""
+        runs = self.runs(name, limit=1 << 30)
+        with contextlib.suppress(OSError):
+            shutil.rmtree(self.directory / "runs" / name)
+        with self._writing(f"the removal of {name}"):
+            self._database.execute("DELETE FROM runs WHERE job = ?", (name,))
+            self._database.execute("DELETE FROM jobs WHERE name = ?", (name,))
+            self._database.execute("DELETE FROM told WHERE job = ?", (name,))
+            self._database.execute("DELETE FROM deliveries WHERE job = ?", (name,))
+        return len(runs)
+
+    def note_mark(self, name: str, value: str) -> None:
+        """Note a fact of this host: when somebody looked around last, and the like."""
+        with self._writing(f"the mark {name}"):
+            self._database.execute("INSERT OR REPLACE INTO marks VALUES(?, ?)", (name, value))
+
+    def mark(self, name: str) -> str:
+        """Return a fact of this host; empty for none."""
+        with self._reading():
+            row = self._database.execute("SELECT value FROM marks WHERE name = ?", (name,)).fetchone()
+            if row is not None:
+                return str(row[0])
+        return ""
 
     # -- alerts ----------------------------------------------------------------------------------------
 

@@ -5,22 +5,29 @@ from __future__ import annotations
 import contextlib
 import datetime as dt
 from collections.abc import Callable
+from pathlib import Path
 from types import TracebackType
 
-from backhaul.errors import BackhaulError
-from backhaul.formats.config import Config
+import msgspec
+
+from backhaul.errors import BackhaulError, ConfigurationError
+from backhaul.formats.config import Config, read_config
 from backhaul.jobs import published
 from backhaul.jobs.alerts import Alerts
-from backhaul.jobs.config import job_of, load_config, settings_of_job
+from backhaul.jobs.config import job_of, load_config, settings_of_job, system_zone
 from backhaul.jobs.history import History
 from backhaul.jobs.holds import Holds
-from backhaul.jobs.overview import overview
+from backhaul.jobs.overview import LOOKED, overview
 from backhaul.jobs.runner import Echo, Runner
 from backhaul.model.job import Job, RunRecord
 from backhaul.model.verdict import Overview
+from backhaul.operations.places import read_text
 from backhaul.planning import windows
 from backhaul.planning.dispatch import decide
 from backhaul.planning.verdicts import judge
+
+# The mark that has the texts of the last config that was right.
+_CONFIG = "config"
 
 
 class JobHost:
@@ -28,6 +35,8 @@ class JobHost:
 
     Args:
         config: read already; None reads it.
+        last_config: keep the texts of a config that is right; and of one that is not, or is gone, use the last that
+            was: a mistake of a moment must not silence all jobs. ``config_problem`` says so.
         now: the clock (aware).
 
     Raises:
@@ -35,11 +44,29 @@ class JobHost:
     """
 
     def __init__(
-        self, config: Config | None = None, *, now: Callable[[], dt.datetime] = lambda: dt.datetime.now(dt.UTC)
+        self,
+        config: Config | None = None,
+        *,
+        last_config: bool = False,
+        now: Callable[[], dt.datetime] = lambda: dt.datetime.now(dt.UTC),
     ) -> None:
         self.now = now
-        self.config = config if config is not None else load_config()
+        self.config_problem = ""
+        given = config
+        problem: ConfigurationError | None = None
+        if given is None:
+            try:
+                given = load_config()
+            except ConfigurationError as error:
+                if not last_config:
+                    raise
+                problem = error
         self.history = History(now=now)
+        if given is None or (last_config and not given.files):
+            given = self._last_config(given, problem)
+        elif last_config:
+            self._keep_config(given)
+        self.config = given
         self.holds = Holds(now=now)
         self.alerts = Alerts(self.config, self.history, now)
 
@@ -50,6 +77,37 @@ class JobHost:
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
         self.history.close()
+
+    def looked(self) -> None:
+        """Note that a timer's call was here: something on this host begins jobs."""
+        self.history.note_mark(LOOKED, self.now().astimezone(dt.UTC).isoformat(timespec="seconds"))
+
+    def _keep_config(self, config: Config) -> None:
+        documents = []
+        for path in config.files:
+            with contextlib.suppress(ConfigurationError):
+                documents.append((path, read_text(Path(path))))
+        kept = msgspec.json.encode(documents).decode()
+        if self.history.mark(_CONFIG) != kept:
+            self.history.note_mark(_CONFIG, kept)
+
+    def _last_config(self, given: Config | None, problem: ConfigurationError | None) -> Config:
+        """Return the last config that was right.
+
+        Raises:
+            ConfigurationError: there was none; what is wrong with the present one.
+        """
+        kept = self.history.mark(_CONFIG)
+        if not kept:
+            if problem is not None:
+                self.history.close()
+                raise problem
+            assert given is not None
+            return given
+        why = " ".join(problem.why.split()) if problem is not None else "there is none any more"
+        self.config_problem = f"the config is not right, and the last one that was goes on: {why}"
+        documents = [(str(where), str(text)) for where, text in msgspec.json.decode(kept)]
+        return read_config(documents, system_zone())
 
     def job(self, name: str, *, note: bool = False) -> Job:
         """Return a job of the config, ready to run.
@@ -67,7 +125,10 @@ class JobHost:
 
     def overview(self, *names: str) -> Overview:
         """Judge all jobs, or those that are named."""
-        return overview(self.config, self.history, self.holds, self.now(), names=names)
+        found = overview(self.config, self.history, self.holds, self.now(), names=names)
+        if self.config_problem:
+            found = msgspec.structs.replace(found, problems=(self.config_problem, *found.problems))
+        return found
 
     def runner(self, echo: Echo | None = None, ready: Callable[[], bool] = lambda: True) -> Runner:
         """Return what runs jobs here; it tells people what became of them."""
@@ -97,9 +158,12 @@ class JobHost:
 
     def watch(self) -> Overview:
         """Judge all jobs and tell people what there is to tell; return what was found."""
-        self._retire()
+        self.looked()
+        if not self.config_problem:
+            self._retire()
         found = self.overview()
         self.alerts.tell(found)
+        self.alerts.tell_problem(found, self.config_problem)
         self.alerts.sign_of_life(found)
         return found
 

@@ -9,6 +9,7 @@ from collections.abc import Iterable, Sequence
 import msgspec
 
 from backhaul.formats.config import Config
+from backhaul.formats.quantities import format_duration
 from backhaul.jobs import published
 from backhaul.jobs.config import card_of
 from backhaul.jobs.history import History, died, is_stale, undelivered
@@ -20,8 +21,11 @@ from backhaul.planning.verdicts import judge
 
 # What was run by ``exec`` is shown for so long after its last run.
 _EXEC_SHOWN = dt.timedelta(days=30)
-# Somebody waits for the answer.
-PATIENCE = 20.0
+# Somebody waits for the answer, or a monitor that gives up after ten seconds.
+PATIENCE = 6.0
+# The mark of when a timer's call last looked, and how long ago that may be: they do so every ten minutes.
+LOOKED = "looked"
+UNATTENDED = dt.timedelta(hours=2)
 
 
 def overview(
@@ -40,7 +44,8 @@ def overview(
         msgspec.structs.replace(card, known_since=history.known_since(card))
         for card in map(card_of, config.jobs.values())
     ]
-    runs = {card.name: history.runs(card.name) for card in cards}
+    # (What ``exec`` once ran under the name of a job that came later is not that job's.)
+    runs = {card.name: [run for run in history.runs(card.name) if run.trigger != jobs.EXEC] for card in cards}
     for name in history.names():
         # Of what a config no longer has nothing is expected; what ``exec`` ran lately has nothing but its records.
         if name not in runs and (card := _exec_card(name, history, now)) is not None:
@@ -56,10 +61,21 @@ def overview(
         host=socket.gethostname(),
         at=now.astimezone().isoformat(timespec="seconds"),
         verdicts=_sorted(verdicts),
-        problems=(*history.problems, *holds.problems, *problems),
+        problems=(*_unattended(cards, history, now), *history.problems, *holds.problems, *problems),
+        looked=history.mark(LOOKED),
         # Of a job that is well again, or no more, there is nothing to hear of any more.
         undelivered=tuple(each for each in undelivered(history.deliveries(200)) if not each.job or each.job in bad),
     )
+
+
+def _unattended(cards: Sequence[JobCard], history: History, now: dt.datetime) -> list[str]:
+    """Say that nothing begins the jobs here, if nothing has looked for long."""
+    scheduled = [card.name for card in cards if card.window is not None]
+    looked = history.mark(LOOKED)
+    if not scheduled or (looked and now - dt.datetime.fromisoformat(looked) < UNATTENDED):
+        return []
+    since = f"for {format_duration((now - dt.datetime.fromisoformat(looked)).total_seconds())}" if looked else "yet"
+    return [f"nothing on this host has looked {since} what is to begin: backhaul schedule show, schedule install"]
 
 
 def _judged(
@@ -119,14 +135,21 @@ def _settled(runs: Iterable[RunRecord], now: dt.datetime) -> list[RunRecord]:
 
 
 def _sorted(verdicts: Iterable[Verdict]) -> tuple[Verdict, ...]:
-    return tuple(sorted(verdicts, key=lambda verdict: (STATES.index(verdict.state), verdict.card.name)))
+    # Of the same state those first of which something is expected.
+    return tuple(
+        sorted(
+            verdicts,
+            key=lambda verdict: (STATES.index(verdict.state), not verdict.card.known_since, verdict.card.name),
+        )
+    )
 
 
 def _exec_card(name: str, history: History, now: dt.datetime) -> JobCard | None:
+    """Return the card of what ``exec`` ran lately under a name that was given to it; None for what nobody named."""
     last = next(iter(history.runs(name, 1)), None)
     if last is None or last.trigger != jobs.EXEC or now - dt.datetime.fromisoformat(last.started) > _EXEC_SHOWN:
         return None
-    return history.card(name) or JobCard(name=name, host=last.host, kind=last.kind, what=name)
+    return history.card(name)
 
 
 def _proved(card: JobCard, cards: Sequence[JobCard], runs: dict[str, list[RunRecord]]) -> dt.datetime | None:

@@ -15,6 +15,8 @@ from backhaul.operations.places import CONFIG_VARIABLE
 
 # Where systemd's credentials lie, by their names (systemd.exec(5)).
 _CREDENTIALS = "/etc/credstore"
+# Of cron's runs: that of whoever installs it may be anything. A job that needs more says so in its environment.
+_PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 
 
 def plan_of(host: JobHost, how: str) -> SchedulePlan:
@@ -57,7 +59,7 @@ def _surroundings(host: JobHost) -> dict[str, Any]:
     """Return what timers and cron don't have by themselves: where the state is, where programs are, credentials."""
     return {
         "environment": _state(),
-        "path": os.environ.get("PATH", ""),
+        "path": _PATH,
         "credentials": {name: f"{_CREDENTIALS}/{name}" for name in _credentials(host)},
     }
 

@@ -158,16 +158,19 @@ class Runner:
         with self._never_in_the_way("a ping"):
             self._ping(job, record)
 
-    def conclude(self, job: Job, record: RunRecord) -> None:
-        """Do what follows the end of a run: old records go, and people are told."""
-        self.history.forget_old(job.card.name, job.keep_runs)
-        if self._publishes:
-            for place in job.card.places:
-                with contextlib.suppress(BackhaulError):
-                    published.forget_old(place, job.card, patience=PATIENCE_BEGIN)
+    def tell(self, job: Job, record: RunRecord) -> None:
+        """Tell people, and those that hear of each end, what became of a run."""
         self.ping(job, record)
         with self._never_in_the_way("an alert"):
             self._tell(job, record)
+
+    def conclude(self, job: Job, record: RunRecord) -> None:
+        """Do what follows the end of a run: old records go."""
+        self.history.forget_old(job.card.name, job.keep_runs)
+        if self._publishes and record.state in (jobs.OK, jobs.INCOMPLETE):
+            for place in job.card.places:
+                with contextlib.suppress(BackhaulError):
+                    published.forget_old(place, job.card, patience=PATIENCE_BEGIN)
 
     @contextlib.contextmanager
     def _never_in_the_way(self, what: str) -> Iterator[None]:

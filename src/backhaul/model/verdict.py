@@ -63,6 +63,7 @@ class Overview(msgspec.Struct, frozen=True, kw_only=True):
         verdicts: the worst first.
         problems: of the records themselves: a state file that can't be read, a clock that was set back.
         undelivered: alerts that reached nobody.
+        looked: when a timer's call last looked what is to begin (ISO, UTC); empty for never, or for another host.
     """
 
     host: str
@@ -70,6 +71,7 @@ class Overview(msgspec.Struct, frozen=True, kw_only=True):
     verdicts: tuple[Verdict, ...]
     problems: tuple[str, ...] = ()
     undelivered: tuple[Delivery, ...] = ()
+    looked: str = ""
 
     @property
     def state(self) -> str:

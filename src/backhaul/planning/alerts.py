@@ -47,6 +47,11 @@ def decide(told: Told | None, verdict: Verdict, now: dt.datetime, *, unheard: bo
     return STILL if _due(told.at, now, _AGAIN) else None
 
 
+def is_due_again(told: Told, now: dt.datetime) -> bool:
+    """Tell whether what is still bad is to be said again."""
+    return _due(told.at, now, _AGAIN)
+
+
 def life_is_due(told: Told | None, now: dt.datetime) -> bool:
     """Tell whether the weekly sign of life is due."""
     return told is None or _due(told.at, now, _LIFE)

@@ -53,7 +53,7 @@ def judge(
     reasons = [
         *_failed(ended),
         *_overdue(card, runs, begun, live, good, holds, now),
-        *_incomplete(card, ended, proved, now),
+        *_incomplete(card, ended, proved, hold, now),
     ]
     if future:
         words = f"a run of it is dated {future[0].started}: was this host's clock set back?"
@@ -65,7 +65,7 @@ def judge(
     if hold is not None:
         reasons.append((HELD, held_words(hold, card)))
     reasons.sort(key=lambda reason: STATES.index(reason[0]))
-    opening = _coming(card, begun, now)
+    opening, kept_from = _coming(card, begun, holds, now)
     return Verdict(
         state=reasons[0][0] if reasons else OK,
         card=card,
@@ -75,7 +75,7 @@ def judge(
         hold=hold,
         next_begins=_iso(opening.begins) if opening is not None else "",
         next_closes=_iso(opening.closes) if opening is not None else "",
-        warnings=tuple(_warnings(card, ended, live, good, hold, opening, now)),
+        warnings=tuple(_warnings(card, ended, live, good, hold, opening, kept_from, now)),
     )
 
 
@@ -182,14 +182,15 @@ def _time(text: str) -> dt.datetime:
 
 
 def _incomplete(
-    card: JobCard, ended: Sequence[RunRecord], proved: dt.datetime | None, now: dt.datetime
+    card: JobCard, ended: Sequence[RunRecord], proved: dt.datetime | None, hold: Hold | None, now: dt.datetime
 ) -> list[tuple[str, str]]:
     if not ended:
         return []
     found = []
     last = ended[0]
     expected = card.expectations
-    if last.state in (jobs.INCOMPLETE, jobs.STOPPED):
+    # One that stopped for a hold that is in force did as it was told, and says that it is held.
+    if last.state == jobs.INCOMPLETE or (last.state == jobs.STOPPED and hold is None):
         found.append((INCOMPLETE, last.why or "it finished, but not all of it"))
     if expected.max_duration is not None and last.seconds > expected.max_duration:
         took, allowed = format_duration(last.seconds), format_duration(expected.max_duration)
@@ -223,6 +224,7 @@ def _warnings(
     good: RunRecord | None,
     hold: Hold | None,
     opening: Occurrence | None,
+    kept_from: Occurrence | None,
     now: dt.datetime,
 ) -> Iterable[str]:
     if live and live[0].forecast and live[0].closes:
@@ -234,11 +236,14 @@ def _warnings(
         end_ = forecast_end(begin, 0.0, usual=usual_seconds(ended))
         if end_ is not None and (late := late_by(end_, opening.closes)):
             yield past_window(_local(card, end_), late, "with what it usually takes it will end")
+    if kept_from is not None:
+        after = f"it begins next at {_local(card, opening.begins)}" if opening is not None else "nothing follows"
+        yield f"the opening of {_local(card, kept_from.opens)} falls into the hold, and {after}"
     if hold is not None and card.expectations.max_age is not None and good is not None:
         limit = _time(good.started) + dt.timedelta(seconds=card.expectations.max_age)
         over = _time(hold.until)
         if now < limit < over:
-            yield f"the hold lasts longer than the last good run is fresh: until {_local(card, limit)}"
+            yield f"before the hold ends the last good run is too old (max_age): at {_local(card, limit)}"
 
 
 def past_window(end: str, late: float, words: str) -> str:
@@ -246,14 +251,28 @@ def past_window(end: str, late: float, words: str) -> str:
     return f"{words} at {end}, {format_duration(late)} past the window"
 
 
-def _coming(card: JobCard, begun: Sequence[RunRecord], now: dt.datetime) -> Occurrence | None:
-    """Return the opening in which it begins next: the present one, while it has not begun in it, or the next."""
+def _coming(
+    card: JobCard, begun: Sequence[RunRecord], holds: Sequence[Hold], now: dt.datetime
+) -> tuple[Occurrence | None, Occurrence | None]:
+    """Return the opening in which it begins next, and one before it that holds keep it from, if there is one.
+
+    The present opening counts while it has not begun in it. ``begins`` is when holds let it.
+    """
     if card.window is None:
-        return None
-    present = windows.open_at(card.window, card.jitter_of, now)
-    if present is not None and not any(_time(run.started) >= present.opens for run in begun):
-        return present
-    return windows.following(card.window, card.jitter_of, now)
+        return None, None
+    kept_from = None
+    since = now - dt.timedelta(days=2)
+    for days in (10, 370):
+        for each in windows.occurrences(card.window, card.jitter_of, since, now + dt.timedelta(days=days)):
+            has_run = any(_time(run.started) >= each.opens for run in begun)
+            if each.closes <= now or has_run:
+                continue
+            until = _held_until(card, each, holds)
+            if until >= each.closes:
+                kept_from = kept_from or each
+                continue
+            return Occurrence(each.opens, max(each.begins, until), each.closes), kept_from
+    return None, kept_from
 
 
 def _progress(run: RunRecord) -> str:

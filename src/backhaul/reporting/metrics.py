@@ -18,6 +18,7 @@ _HELP = (
     ("backhaul_job_done_bytes", "gauge", "How far the run is that is at work."),
     ("backhaul_problems", "gauge", "What is wrong with the records themselves."),
     ("backhaul_undelivered_alerts", "gauge", "Alerts that reached nobody."),
+    ("backhaul_looked_timestamp_seconds", "gauge", "When a timer's call last looked what is to begin."),
     ("backhaul_judged_timestamp_seconds", "gauge", "When this was judged: one that grows old is an alarm, too."),
 )
 
@@ -34,6 +35,10 @@ def metrics_text(overview: Overview) -> str:
     samples["backhaul_judged_timestamp_seconds"].append(
         f"backhaul_judged_timestamp_seconds{{{host}}} {_seconds(overview.at)}"
     )
+    if overview.looked:
+        samples["backhaul_looked_timestamp_seconds"].append(
+            f"backhaul_looked_timestamp_seconds{{{host}}} {_seconds(overview.looked)}"
+        )
     lines = []
     for name, kind, words in _HELP:
         if samples[name]:
