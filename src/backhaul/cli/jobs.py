@@ -275,8 +275,9 @@ def exec_(
             backoff=parse_duration(backoff),
             lock=lock,
             log_size=parse_size(log_size),
+            watched=name is not None,  # what nobody has named is recorded, and that is all
         )
-        if name is not None:  # what nobody has named is recorded, and not watched
+        if name is not None:
             host.history.note_job(job.card)
         record, error = _run_one(host, job, quiet=quiet or as_json, trigger=EXEC, inherit_input=True)
         if error is not None:

@@ -11,7 +11,7 @@ from types import TracebackType
 import msgspec
 
 from backhaul.errors import BackhaulError, ConfigurationError
-from backhaul.formats.config import Config, read_config
+from backhaul.formats.config import Config, ConfigError, read_config
 from backhaul.jobs import published
 from backhaul.jobs.alerts import Alerts
 from backhaul.jobs.config import job_of, load_config, settings_of_job, system_zone
@@ -104,7 +104,10 @@ class JobHost:
                 raise problem
             assert given is not None
             return given
-        why = " ".join(problem.why.split()) if problem is not None else "there is none any more"
+        why = "there is none any more"
+        if problem is not None:
+            why = problem.why if isinstance(problem, ConfigError) else f"{problem.what}: {problem.why}"
+        why = " ".join(why.split())
         self.config_problem = f"the config is not right, and the last one that was goes on: {why}"
         documents = [(str(where), str(text)) for where, text in msgspec.json.decode(kept)]
         return read_config(documents, system_zone())

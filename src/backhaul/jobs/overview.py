@@ -147,9 +147,9 @@ def _sorted(verdicts: Iterable[Verdict]) -> tuple[Verdict, ...]:
 def _exec_card(name: str, history: History, now: dt.datetime) -> JobCard | None:
     """Return the card of what ``exec`` ran lately under a name that was given to it; None for what nobody named."""
     last = next(iter(history.runs(name, 1)), None)
-    if last is None or last.trigger != jobs.EXEC or now - dt.datetime.fromisoformat(last.started) > _EXEC_SHOWN:
+    if last is None or not last.watched or now - dt.datetime.fromisoformat(last.started) > _EXEC_SHOWN:
         return None
-    return history.card(name)
+    return history.card(name) or JobCard(name=name, host=last.host, kind=last.kind, what=name)
 
 
 def _proved(card: JobCard, cards: Sequence[JobCard], runs: dict[str, list[RunRecord]]) -> dt.datetime | None:

@@ -73,6 +73,7 @@ class Run:
             kind=card.kind,
             host=card.host,
             trigger=trigger,
+            watched=job.watched,
             occurrence=occurrence.id if occurrence is not None else "",
             started=local(start),
             state=jobs.RUNNING,

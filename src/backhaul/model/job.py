@@ -88,6 +88,7 @@ class Job(msgspec.Struct, frozen=True, kw_only=True):
         pings: the channels that hear of each beginning and end.
         keep_runs: how many runs' logs are kept.
         log_size: most bytes of a run's log.
+        watched: whether reports tell of it, though no config has it.
         own: whether the programs are Backhaul's own (one stage): they can be asked to end after their part.
     """
 
@@ -103,6 +104,7 @@ class Job(msgspec.Struct, frozen=True, kw_only=True):
     pings: tuple[str, ...] = ()
     keep_runs: int = 100
     log_size: int = 16 << 20
+    watched: bool = False
     own: bool = False
 
 
@@ -123,6 +125,7 @@ class RunRecord(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
         id: its start in UTC and a word that tells two of one second apart.
         job, kind, host: whose it is.
         trigger: ``scheduled``, ``by hand`` or ``exec``.
+        watched: of ``exec``: whether it was given a name, so that reports tell of it.
         occurrence: which opening of the window it is of; empty for none.
         started, finished: ISO with the zone of this host.
         seconds: between the two, by a clock that nobody sets.
@@ -156,6 +159,7 @@ class RunRecord(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     started: str
     state: str
     occurrence: str = ""
+    watched: bool = False
     finished: str = ""
     seconds: float = 0.0
     why: str = ""
