@@ -13,6 +13,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+import hypothesis
 import msgspec
 import pytest
 
@@ -21,6 +22,9 @@ from backhaul.testing.faults import FaultProxy
 from backhaul.testing.servers import MariaDB, PostgreSQL, SeaweedFS, seaweedfs
 
 _numbers = itertools.count(1)
+# On a machine that is shared no example has a time to keep.
+hypothesis.settings.register_profile("shared", deadline=None)
+hypothesis.settings.load_profile("shared")
 
 
 @pytest.fixture(scope="session")

@@ -122,6 +122,12 @@ def test_known_secrets_are_masked_line_by_line(tmp_path: Path) -> None:
     assert "hunter2" not in log.masked("failed: hunter2-hunter2")
 
 
+def test_last_words_move_no_cursor() -> None:
+    log = log_of(None)
+    log.write(ERROR, b"\x1b[31mred\x1b[0m \x1b]0;title\x07and \x08plain\n")
+    assert log.last_words == "red and plain"
+
+
 def test_a_disk_that_takes_nothing_ends_the_log_and_not_the_run(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     log = log_of(tmp_path / "file" / "log")

@@ -13,6 +13,7 @@ from __future__ import annotations
 import contextlib
 import datetime as dt
 import os
+import re
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
@@ -25,6 +26,8 @@ LAST_LINES = 30
 _LONGEST_LINE = 1 << 13
 # A line of the last words that goes into records and messages.
 _LONGEST_WORD = 500
+# What would move a terminal's cursor, or colour it, in a report.
+_CONTROL = re.compile(r"\x1b(?:\[[0-9;?]*[ -/]*[@-~]|\][^\x07]*\x07|.)|[\x00-\x08\x0b-\x1f\x7f]")
 # A secret of the config that is shorter is no secret: masking it would garble everything.
 _SHORTEST_SECRET = 6
 # What may be a secret has one of these words near it, whatever its case; only such lines are looked at closely.
@@ -96,7 +99,9 @@ class RunLog:
         for tag in (ERROR, OUTPUT):
             lines = [line for of, line in self._last if of == tag]
             if lines:
-                return "\n".join(line.decode(errors="replace")[:_LONGEST_WORD] for line in lines[-10:])
+                return "\n".join(
+                    _CONTROL.sub("", line.decode(errors="replace"))[:_LONGEST_WORD] for line in lines[-10:]
+                )
         return ""
 
     def masked(self, text: str) -> str:

@@ -67,14 +67,7 @@ def decide(
     if trigger == SCHEDULED:
         if occurrence is None or now < occurrence.begins:
             return Decision(False, occurrence, _closed(card, occurrence, now), final=occurrence is None)
-        # What a person tried in the window is not the night's run, unless it was good, or goes on.
-        seen = [
-            run
-            for run in runs
-            if run.occurrence == occurrence.id
-            and run.state != SKIPPED
-            and (run.trigger == SCHEDULED or run.state in (OK, RUNNING))
-        ]
+        seen = [run for run in runs if run.occurrence == occurrence.id and run.state != SKIPPED and counts(run)]
         if any(run.state == RUNNING for run in seen):
             return Decision(False, occurrence, "it is running", final=True)
         done = next((run for run in seen if run.state not in _AGAIN), None)
@@ -87,6 +80,11 @@ def decide(
     if hold is not None:
         return Decision(False, occurrence, held_words(hold, card), hold)
     return Decision(True, occurrence)
+
+
+def counts(run: RunRecord) -> bool:
+    """Tell whether a run is the night's: what a person tried in the window is not, unless it was good, or goes on."""
+    return run.trigger == SCHEDULED or run.state in (OK, RUNNING)
 
 
 def hold_on(job: str, holds: Iterable[Hold], now: dt.datetime) -> Hold | None:

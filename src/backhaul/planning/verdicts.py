@@ -16,7 +16,7 @@ from backhaul.model.job import Hold, JobCard, RunRecord
 from backhaul.model.schedule import Occurrence
 from backhaul.model.verdict import FAILED, HELD, INCOMPLETE, NEVER_RUN, OK, OVERDUE, RUNNING, STATES, Verdict
 from backhaul.planning import windows
-from backhaul.planning.dispatch import held_words, hold_on
+from backhaul.planning.dispatch import counts, held_words, hold_on
 from backhaul.planning.forecast import forecast_end, late_by, usual_seconds, usual_size
 
 # Clocks of hosts differ by this much without anybody having set one back.
@@ -264,7 +264,7 @@ def _coming(
     since = now - dt.timedelta(days=2)
     for days in (10, 370):
         for each in windows.occurrences(card.window, card.jitter_of, since, now + dt.timedelta(days=days)):
-            has_run = any(_time(run.started) >= each.opens for run in begun)
+            has_run = any(_time(run.started) >= each.opens and counts(run) for run in begun)
             if each.closes <= now or has_run:
                 continue
             until = _held_until(card, each, holds)

@@ -90,7 +90,7 @@ def _columns(verdict: Verdict, now: dt.datetime) -> list[str]:
         end = f", ends about {words.moment(run.forecast, now, zone)}" if run.forecast else ""
         return [f"{verdict.reasons[0][1]}{end}"]
     if verdict.state == HELD:
-        return [verdict.reasons[0][1]]
+        return [f"{verdict.reasons[0][1]}; {after}" if after else verdict.reasons[0][1]]
     if run is None:
         return [after.replace("next", "first run", 1) or "nothing begins it but a person"]
     return [words.moment(run.started, now, zone), words.length(run.seconds), words.did(run), after]

@@ -31,7 +31,7 @@ def subject(overview: Overview) -> str:
             when = f", the first begins {clock(first, _zone_of_all(overview))}" if first else ""
             return _cut(f"FIRST NIGHT: {plural(count, 'job')} on {overview.host} not run yet{when}")
         new = f", {plural(len(bad), 'job')} not run yet" if bad else ""
-        others = "all " if not bad else ""
+        others = "all " if not bad and count > 1 else ""
         return _cut(f"OK: {others}{plural(count - len(bad), 'job')} on {overview.host} well{new}")
     first_bad = wrong[0]
     more = f" (and {len(wrong) - 1} more)" if len(wrong) > 1 else ""
