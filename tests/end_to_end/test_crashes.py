@@ -194,9 +194,10 @@ def test_sigkill_of_a_push_that_is_resumed(cli: Cli, s3: Any, bucket: str, tmp_p
     environment = {"BACKHAUL_STATE": str(tmp_path / "state")}
     generator = random.Random(7)
     killed = 0
-    for _ in range(12):
+    for number in range(12):
         process = cli.start("push", series, "-q", "--limit", "60M", "--from", str(file), env=environment)
-        time.sleep(generator.uniform(0.7, 1.6))
+        # Later each time, so that one has begun to send by then however slow the machine is.
+        time.sleep(generator.uniform(0.7, 1.6) + 0.15 * number)
         process.send_signal(signal.SIGKILL)
         process.communicate(timeout=30)
         killed += process.returncode == -signal.SIGKILL

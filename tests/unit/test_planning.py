@@ -12,6 +12,7 @@ from backhaul.errors import UsageError
 from backhaul.formats.seekable import SeekTable
 from backhaul.formats.when import When
 from backhaul.model.objects import StoredObject, UnfinishedUpload, Upload
+from backhaul.planning.foreign_keys import have_circles
 from backhaul.planning.leftovers import plan_clean
 from backhaul.planning.read_ranges import framed_ranges, plain_ranges
 from backhaul.planning.requirement import required_destinations
@@ -125,3 +126,24 @@ def test_clean_does_not_know_other_names() -> None:
         [an_upload("other/upload.bin", 99)],
     )
     assert (remove, keep) == ([], [])
+
+
+@pytest.mark.parametrize(
+    ("pairs", "circle"),
+    [
+        ([], False),
+        ([("public.a", "public.b"), ("public.b", "public.c")], False),
+        ([("public.a", "public.a")], False),
+        ([("public.a", "public.b"), ("public.b", "public.a")], True),
+        ([("public.a", "public.b"), ("public.b", "s.c"), ("s.c", "public.a")], True),
+        ([("public.a", "s.a"), ("s.b", "public.b")], False),
+        ([('"we ""ird".a(b', 'x."REFERENCES y ("'), ('x."REFERENCES y ("', '"we ""ird".a(b')], False),
+        ([('"we ""ird"."a(b;"', 'x."y ("'), ('x."y ("', '"we ""ird"."a(b;"')], True),
+    ],
+)
+def test_foreign_keys_that_go_in_circles(pairs: list[tuple[str, str]], circle: bool) -> None:
+    statements = [
+        f'ALTER TABLE ONLY {own}\n    ADD CONSTRAINT "a key" FOREIGN KEY (x, y) REFERENCES {other}(id) DEFERRABLE;\n'
+        for own, other in pairs
+    ]
+    assert have_circles("\n".join(statements).encode()) is circle

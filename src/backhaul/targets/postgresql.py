@@ -32,6 +32,7 @@ from backhaul.model.manifest import (
     TableRecord,
 )
 from backhaul.model.source_url import SourceUrl
+from backhaul.planning.foreign_keys import have_circles
 from backhaul.processes.run import run_program
 from backhaul.targets.base import Target
 from backhaul.targets.command import CommandTarget
@@ -43,6 +44,8 @@ if TYPE_CHECKING:
 
 _LONGEST_NAME = 63
 _RENAME_PATIENCE = 60.0
+# Lines of a listing that are made one after the other where foreign keys go in circles.
+_WITH_FOREIGN_KEYS = re.compile(rb"^\d+; \d+ \d+ (?:FK CONSTRAINT|COMMENT|EVENT TRIGGER) ")
 # What comes after the rows is definitions; kept in memory, so that pg_restore can work on it side by side.
 _MOST_IN_MEMORY = 256 << 20
 _TABLE_BEGUN = re.compile(rb'processing data for table "(.*)"')
@@ -320,19 +323,36 @@ class PostgreSQLRestore:
     def _restore_after(self, restored: _Restored, jobs: int, archive: str) -> None:
         """Restore an archive that can be read at random, side by side; of chosen tables without what needs others."""
         options = [*self._options_of(restored), f"--jobs={jobs}"]
+        listing = self._read_archive("--list", archive)
         if not restored.chosen:
-            self._run(restored, [*options, archive])
+            # What hangs on foreign keys goes with them: comments, and event triggers, which would see them made.
+            late = [line for line in listing if _WITH_FOREIGN_KEYS.search(line)]
+            if jobs == 1 or not self._have_circles(late, archive):
+                self._run(restored, [*options, archive])
+                return
+            rest = [line for line in listing if line not in set(late)]
+            for lines, how in ((rest, options), (late, self._options_of(restored))):
+                with memory_file(b"\n".join(lines) + b"\n") as use_list:
+                    self._run(restored, [*how, f"--use-list={use_list}", archive])
             return
-        assert self._program is not None
-        listing = run_program(
-            [self._program.path, "--list", archive], "pg_restore --list", environment=self._environment()
-        )
         kept = [line for line in listing if b" FK CONSTRAINT " not in line and b" MATERIALIZED VIEW DATA " not in line]
         with memory_file(b"\n".join(kept) + b"\n") as use_list:
             self._run(restored, [*options, f"--use-list={use_list}", archive])
         self.remarks.append(
             "only some tables have their rows: foreign keys were left out, materialised views are not filled"
         )
+
+    def _have_circles(self, late: list[bytes], archive: str) -> bool:
+        keys = [line for line in late if b" FK CONSTRAINT " in line]
+        if len(keys) < 2:
+            return False
+        with memory_file(b"\n".join(keys) + b"\n") as use_list:
+            return have_circles(b"\n".join(self._read_archive("--file=-", f"--use-list={use_list}", archive)))
+
+    def _read_archive(self, *options: str) -> list[bytes]:
+        """Return the lines that pg_restore prints of an archive."""
+        assert self._program is not None
+        return run_program([self._program.path, *options], "pg_restore", environment=self._environment())
 
     def _run(self, restored: _Restored, options: list[str]) -> None:
         run_program(
