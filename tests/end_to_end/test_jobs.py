@@ -877,6 +877,22 @@ def test_a_config_that_broke_silences_nothing(host: Host, tmp_path: Path) -> Non
         assert problems[2].startswith("RECOVERED: the config is right again")
 
 
+def test_what_nobody_named_is_no_job(host: Host, tmp_path: Path) -> None:
+    """Two commands of one program at once are no second run of anything, and a hold on all jobs is not on them."""
+    fifo = tmp_path / "fifo"
+    os.mkfifo(fifo)
+    first = host.cli.start("exec", "--", "sh", "-c", f"cat {fifo}")
+    wait_for(lambda: host.runs("sh"))
+    assert host("exec", "-q", "--", "sh", "-c", "true").code == 0
+    assert host("hold", "all", "--for", "1h").code == 0
+    assert host("exec", "-q", "--", "sh", "-c", "true").code == 0
+    assert host("exec", "-q", "--name", "named", "--", "true").code == 75
+    with open(fifo, "w") as file:
+        file.write("end\n")
+    first.communicate(timeout=30)
+    assert first.returncode == 0
+
+
 def test_what_nobody_named_is_recorded_and_not_watched(host: Host) -> None:
     assert host("exec", "-q", "--", "false").code == 1
     assert [run["state"] for run in host.runs("false")] == ["failed"]

@@ -275,11 +275,15 @@ def exec_(
             backoff=parse_duration(backoff),
             lock=lock,
             log_size=parse_size(log_size),
-            watched=name is not None,  # what nobody has named is recorded, and that is all
+            # What nobody has named is recorded, and that is all: it is no job that could run twice, or be held.
+            watched=name is not None,
+            alone=name is not None,
         )
         if name is not None:
             host.history.note_job(job.card)
-        record, error = _run_one(host, job, quiet=quiet or as_json, trigger=EXEC, inherit_input=True)
+        record, error = _run_one(
+            host, job, quiet=quiet or as_json, trigger=EXEC, despite_hold=name is None, inherit_input=True
+        )
         if error is not None:
             if record is None:
                 raise error

@@ -119,7 +119,10 @@ class Run:
             self._ended(final)
             runner.conclude(job, self.record)
         except KeyboardInterrupt:
-            # The end is recorded here by now, or nearly: whoever can't wait for the rest may have it so.
+            # Whoever can't wait for the rest may have it so: the end is recorded here.
+            if self.record.state == jobs.RUNNING:
+                words = {name: final[name] for name in ("state", "why", "exit_status")}
+                self.record = msgspec.structs.replace(self.record, **words, finished=local(runner.now()))
             self._save()
         if interrupt is not None:
             raise InterruptedByUserError(
@@ -318,11 +321,12 @@ class _Publisher:
         self._problems: list[str] = []
         self._beaten = runner.clock()
         self._thread = threading.Thread(target=self._work, name="backhaul-publish", daemon=True)
-        self._thread.start()
 
     def put(self, record: RunRecord, patience: float) -> None:
         """Have a record put, and don't wait for it."""
         self._queue.put((record, patience))
+        if not self._thread.ident:
+            self._thread.start()
 
     def beat(self, record: RunRecord, clock: float) -> None:
         """Say now and then that the run goes on."""

@@ -107,12 +107,13 @@ class Runner:
         """
         card = job.card
         with contextlib.ExitStack() as stack:
-            stack.enter_context(self._job_lock(card.name))
+            if job.alone:
+                stack.enter_context(self._job_lock(card.name))
             # The stores that the records go to are found, and opened, as the job's own programs do.
             problem: ConfigurationError | None = None
-            secrets: list[str] = []
+            hidden: list[str] = []
             try:
-                secrets = stack.enter_context(_environment_of(job))
+                hidden = stack.enter_context(_environment_of(job))
             except ConfigurationError as error:
                 problem = error  # a run that fails, and is recorded and told like any other
             runs = self._runs(card)
@@ -126,7 +127,7 @@ class Runner:
                 stack.enter_context(locked(job.lock, "Correct its lock in the config."))
             overridden = {hold.id for hold in self.holds.in_force()} if despite_hold else set()
             run = Run(self, job, runs, decision.occurrence, trigger, inherit_input=inherit_input)
-            run.secrets = secrets
+            run.secrets = hidden
             run.problem = problem
             run.overridden = frozenset(overridden)
             # Looked at again, now that everybody can see that it runs: a hold that was set meanwhile waits for it, or

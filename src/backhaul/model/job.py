@@ -89,6 +89,7 @@ class Job(msgspec.Struct, frozen=True, kw_only=True):
         keep_runs: how many runs' logs are kept.
         log_size: most bytes of a run's log.
         watched: whether reports tell of it, though no config has it.
+        alone: whether one run of it is at work at a time.
         own: whether the programs are Backhaul's own (one stage): they can be asked to end after their part.
     """
 
@@ -105,6 +106,7 @@ class Job(msgspec.Struct, frozen=True, kw_only=True):
     keep_runs: int = 100
     log_size: int = 16 << 20
     watched: bool = False
+    alone: bool = True
     own: bool = False
 
 
