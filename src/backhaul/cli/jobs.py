@@ -235,6 +235,7 @@ command's own; of a pipeline that of the first program that failed, 128 + N for 
 @click.option("--retries", type=click.IntRange(0, 100), default=0, show_default=True, help="Try again so often.")
 @click.option("--backoff", metavar="DURATION", default="1m", show_default=True, help="The pause before; it doubles.")
 @click.option("--lock", metavar="FILE", help="Hold this lock meanwhile (flock).")
+@click.option("--despite-hold", is_flag=True, help="Run though what has this name is held.")
 @click.option(
     "--log-size", metavar="SIZE", default="16Mi", show_default=True, help="Most that is kept of what it says."
 )
@@ -248,6 +249,7 @@ def exec_(
     retries: int,
     backoff: str,
     lock: str | None,
+    despite_hold: bool,
     log_size: str,
     quiet: bool,
     as_json: bool,
@@ -282,7 +284,12 @@ def exec_(
         if name is not None:
             host.history.note_job(job.card)
         record, error = _run_one(
-            host, job, quiet=quiet or as_json, trigger=EXEC, despite_hold=name is None, inherit_input=True
+            host,
+            job,
+            quiet=quiet or as_json,
+            trigger=EXEC,
+            despite_hold=despite_hold or name is None,
+            inherit_input=True,
         )
         if error is not None:
             if record is None:
