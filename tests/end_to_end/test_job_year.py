@@ -68,12 +68,14 @@ class Year:
         self.inbox = Inbox()
         self.alerts = Alerts(self.config, self.history, lambda: self.time, opener=self.inbox)  # type: ignore[arg-type]
         self.checks: list[tuple[dt.datetime, str]] = []
-        self.planned: str | None = None
+        self.known: Job | None = None
         monkeypatch.setattr(run_module, "this_process", lambda: (self.boot, "a boot"))
 
     def job(self) -> Job:
-        settings = self.config.jobs["night"]
-        return job_of(settings, known_since=self.history.note_job(job_of(settings).card))
+        if self.known is None:
+            settings = self.config.jobs["night"]
+            self.known = job_of(settings, known_since=self.history.note_job(job_of(settings).card))
+        return self.known
 
     def runner(self) -> Runner:
         def tell(job: Job, record: jobs.RunRecord) -> None:
