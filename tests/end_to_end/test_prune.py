@@ -252,8 +252,11 @@ def test_words_that_mean_nothing(local_cli: Cli, tmp_path: Path) -> None:
         result = local_cli("prune", *arguments)
         assert result.code == 2, arguments
         assert words in result.err
-    empty = local_cli.ok("prune", "s", "--keep-last", "1")
+    # A mistyped name must not be green for ever.
+    empty = local_cli("prune", "s", "--keep-last", "1")
+    assert empty.code == 3
     assert "no committed backup" in empty.out.decode()
+    assert "mistyped" in empty.err
     (tmp_path / "tree").mkdir()
     (tmp_path / "tree" / "file").write_bytes(b"x")
     local_cli.ok("sync", "tree", "mirror", "-q")

@@ -139,6 +139,12 @@ def _error_of(result: PruneResult) -> BackhaulError | None:
 
     if result.refusals:
         return GuardError(result.refusals)
+    if not result.kept and not result.removed:
+        return IncompleteError(
+            f"{result.series} holds no backup",
+            "there is nothing that could be kept or removed; a mistyped name looks the same",
+            "Check the path, or push to it first.",
+        )
     if result.problems:
         return IncompleteError(
             f"Not all of {result.series} could be pruned",

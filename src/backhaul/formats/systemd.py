@@ -13,7 +13,7 @@ import re
 from collections.abc import Iterable, Mapping, Sequence
 
 from backhaul.errors import ConfigurationError
-from backhaul.formats.window import format_window
+from backhaul.formats.window import format_window, join_days
 from backhaul.model.calendar import EVERY_DAY, CalendarTime
 from backhaul.model.job import JobCard
 
@@ -132,7 +132,7 @@ def on_calendar(time: CalendarTime) -> str:
         days = "*" if (time.first, time.last) == (1, 31) else f"{time.first:02d}..{time.last:02d}"
         date = f"*-{month}-{days}"
         if time.days != EVERY_DAY:
-            date = f"{_days(time.days)} {date}"
+            date = f"{join_days(time.days, _WEEKDAYS, '..')} {date}"
     hours = "*" if len(time.hours) == 24 else ",".join(f"{hour:02d}" for hour in time.hours)
     return f"{date} {hours}:{time.minute:02d}:00 {time.timezone}"
 
@@ -200,22 +200,6 @@ def _timer(description: str, specs: Iterable[str], settings: Iterable[str], excl
 
 def _text(*sections: Sequence[str]) -> str:
     return "\n\n".join("\n".join(section) for section in ([MARKER], *sections)) + "\n"
-
-
-def _days(days: Sequence[int]) -> str:
-    runs: list[list[int]] = []
-    for day in days:
-        if runs and runs[-1][-1] == day - 1:
-            runs[-1].append(day)
-        else:
-            runs.append([day])
-    words = []
-    for run in runs:
-        if len(run) > 2:
-            words.append(f"{_WEEKDAYS[run[0]]}..{_WEEKDAYS[run[-1]]}")
-        else:
-            words += [_WEEKDAYS[day] for day in run]
-    return ",".join(words)
 
 
 def _description(text: str) -> str:

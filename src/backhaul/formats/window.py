@@ -96,8 +96,17 @@ def format_starts(starts: Sequence[int]) -> str:
 
 def format_days(days: Sequence[int]) -> str:
     """Write days, runs of three and more as ``mon-sat``."""
-    if len(days) == 7:
-        return "daily"
+    return "daily" if len(days) == 7 else join_days(days, WEEKDAYS, "-")
+
+
+def join_days(days: Sequence[int], names: Sequence[str], to: str) -> str:
+    """Write days by their names, with ``to`` between the ends of three and more in a row.
+
+    Args:
+        days: 0 for Monday, ascending.
+        names: of the days, Monday's first.
+        to: what stands between the first and the last of a run.
+    """
     runs: list[list[int]] = []
     for day in days:
         if runs and runs[-1][-1] == day - 1:
@@ -106,10 +115,7 @@ def format_days(days: Sequence[int]) -> str:
             runs.append([day])
     words = []
     for run in runs:
-        if len(run) > 2:
-            words.append(f"{WEEKDAYS[run[0]]}-{WEEKDAYS[run[-1]]}")
-        else:
-            words += [WEEKDAYS[day] for day in run]
+        words += [f"{names[run[0]]}{to}{names[run[-1]]}"] if len(run) > 2 else [names[day] for day in run]
     return ",".join(words)
 
 

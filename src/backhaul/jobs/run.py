@@ -64,24 +64,14 @@ class Run:
         self._began = runner.clock()
         start = runner.now()
         pid, boot = this_process()
-        card = job.card
-        self.record = RunRecord(
-            format=run_record.FORMAT,
-            version=run_record.VERSION,
-            id=run_record.run_id(start, secrets.randbits(16)),
-            job=card.name,
-            kind=card.kind,
-            host=card.host,
-            trigger=trigger,
+        self.record = msgspec.structs.replace(
+            new_record(job.card, trigger, start, occurrence),
             watched=job.watched,
-            occurrence=occurrence.id if occurrence is not None else "",
-            started=local(start),
             state=jobs.RUNNING,
             closes=occurrence.closes.isoformat() if occurrence is not None else "",
             pid=pid,
             boot=boot,
         )
-        self._start = start
         self._said_forecast: dt.datetime | None = None
         self._remarks: list[str] = []
         self.log: RunLog | None = None
@@ -350,6 +340,22 @@ class _Publisher:
                 self._problems = self._runner.publish(self._card, record, patience)
             except Exception as error:  # noqa: BLE001 - said with the run; it must not be the run's own end
                 self._problems = [f"its record could not be put beside the backups: {redact_text(str(error))}"]
+
+
+def new_record(card: JobCard, trigger: str, start: dt.datetime, occurrence: Occurrence | None) -> RunRecord:
+    """Return the record of what is begun, or skipped, now."""
+    return RunRecord(
+        format=run_record.FORMAT,
+        version=run_record.VERSION,
+        id=run_record.run_id(start, secrets.randbits(16)),
+        job=card.name,
+        kind=card.kind,
+        host=card.host,
+        trigger=trigger,
+        started=local(start),
+        state=jobs.SKIPPED,
+        occurrence=occurrence.id if occurrence is not None else "",
+    )
 
 
 def local(time_: dt.datetime) -> str:

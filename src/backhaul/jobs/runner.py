@@ -10,7 +10,6 @@ from __future__ import annotations
 import contextlib
 import datetime as dt
 import os
-import secrets
 import time
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
@@ -18,13 +17,12 @@ from pathlib import Path
 import msgspec
 
 from backhaul.errors import BackhaulError, ConfigurationError
-from backhaul.formats import run_record
 from backhaul.formats.redaction import redact_text
 from backhaul.jobs import published
 from backhaul.jobs.history import History, volatile_directory
 from backhaul.jobs.holds import Holds
 from backhaul.jobs.programs import Attempt, run_programs
-from backhaul.jobs.run import PATIENCE_BEGIN, Run, local
+from backhaul.jobs.run import PATIENCE_BEGIN, Run, new_record
 from backhaul.model import job as jobs
 from backhaul.model.job import Job, JobCard, RunRecord
 from backhaul.model.secret import Secret
@@ -195,19 +193,9 @@ class Runner:
     def _skipped(
         self, card: JobCard, decision: Decision, runs: list[RunRecord], trigger: str, *, save: bool = True
     ) -> RunRecord:
-        now = self.now()
-        record = RunRecord(
-            format=run_record.FORMAT,
-            version=run_record.VERSION,
-            id=run_record.run_id(now, secrets.randbits(16)),
-            job=card.name,
-            kind=card.kind,
-            host=card.host,
-            trigger=trigger,
-            started=local(now),
+        record = msgspec.structs.replace(
+            new_record(card, trigger, self.now(), decision.occurrence),
             finished=decision.hold.until if decision.hold is not None else "",
-            state=jobs.SKIPPED,
-            occurrence=decision.occurrence.id if decision.occurrence is not None else "",
             why=decision.why,
             exit_status=_SKIPPED,
         )

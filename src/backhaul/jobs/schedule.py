@@ -14,7 +14,6 @@ import pwd
 import shutil
 import subprocess
 import sys
-import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 
@@ -25,7 +24,9 @@ from backhaul.formats import crontab, systemd
 from backhaul.model.calendar import CalendarTime
 from backhaul.model.job import JobCard
 from backhaul.model.schedule import Occurrence
+from backhaul.operations.atomic_file import write_atomically
 from backhaul.planning import begin_times, windows
+from backhaul.targets.file import sync_directory
 
 SYSTEMD, CRON, AUTO = "systemd", "cron", "auto"
 WAYS = (SYSTEMD, CRON)
@@ -316,7 +317,7 @@ def install(plan: SchedulePlan, host: Host) -> None:
             path.unlink(missing_ok=True)
     if gone:
         with _disk(host.units):
-            _sync_directory(host.units)
+            sync_directory(host.units)
         if host.booted:
             _systemctl(host, "daemon-reload")
     if plan.how != CRON and plan.crontab is not None:
@@ -546,28 +547,8 @@ def _write_file(path: Path, text: str) -> None:
     """Write a unit file so that systemd reads the old one or the new one, at every moment."""
     with _disk(path):
         path.parent.mkdir(parents=True, exist_ok=True)
-        # A name that systemd does not take for a unit's.
-        descriptor, temporary = tempfile.mkstemp(prefix=f".{path.name}.", suffix=".tmp", dir=path.parent)
-        try:
-            with os.fdopen(descriptor, "wb") as file:
-                file.write(text.encode(errors="surrogateescape"))
-                file.flush()
-                os.fchmod(file.fileno(), 0o644)
-                os.fsync(file.fileno())
-            os.rename(temporary, path)
-        except BaseException:
-            with contextlib.suppress(OSError):
-                os.unlink(temporary)
-            raise
-        _sync_directory(path.parent)
-
-
-def _sync_directory(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
+        # (Under a temporary name that systemd does not take for a unit's.)
+        write_atomically(path, text.encode(errors="surrogateescape"), mode=0o644)
 
 
 @contextlib.contextmanager

@@ -296,7 +296,7 @@ class PruneResult(msgspec.Struct, frozen=True, kw_only=True):
     @property
     def complete(self) -> bool:
         """Whether everything was done that was to be done."""
-        return not self.problems and not self.refusals
+        return (bool(self.kept) or bool(self.removed)) and not self.problems and not self.refusals
 
 
 class Finding(msgspec.Struct, frozen=True, kw_only=True):
