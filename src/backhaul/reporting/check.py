@@ -23,6 +23,8 @@ def nagios_text(overview: Overview) -> str:
     head = words.subject(overview).replace("|", "/")
     lines = [f"BACKHAUL {_LABELS[nagios_status(overview)]} - {head} | {figures}"]
     lines += [words.headline(verdict).replace("|", "/") for verdict in overview.verdicts if verdict.state in _NAGIOS]
+    # In full: the first line may be too short for them.
+    lines += [f"PROBLEM {problem}".replace("|", "/") for problem in overview.problems]
     return "\n".join(lines) + "\n"
 
 
