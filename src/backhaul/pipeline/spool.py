@@ -16,7 +16,7 @@ _USUAL_FILE = 64 << 20
 _LEAST_FILE = 1 << 20
 _FEWEST_FILES = 16
 _MOST_FILES = 256
-_FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EMFILE, errno.ENFILE}
+FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EMFILE, errno.ENFILE}
 
 
 class SpoolSpace:
@@ -92,7 +92,7 @@ class Spool:
                     view = view[os.pwrite(file.descriptor, view, file.size + len(piece) - len(view)) :]
             except OSError as error:
                 self._space.give_back(len(piece))
-                if error.errno in _FULL:
+                if error.errno in FULL:
                     return None
                 raise
             offset = file.size

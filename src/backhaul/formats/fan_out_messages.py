@@ -1,0 +1,191 @@
+"""What a sender and a receiver say to each other over their control connection.
+
+Each message is four bytes of its length, big-endian, and as many of a JSON object whose ``type`` names it. The
+receiver speaks first, whoever has called whom. Unknown keys are ignored, an unknown type is an error: the version in
+``Hello`` and ``Offer`` says whether both mean the same.
+"""
+
+from __future__ import annotations
+
+import struct
+from typing import Any
+
+import msgspec
+
+from backhaul.errors import FormatError
+from backhaul.model.fan_out import Member, Receipt
+
+VERSION = 1
+LENGTH = struct.Struct(">I")
+LARGEST = 64 << 20
+"""The largest message, in bytes: a START with a source of a hundred thousand tables fits."""
+
+
+class _Message(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True, tag_field="type", tag=str.lower):
+    pass
+
+
+# -- from the receiver ---------------------------------------------------------------------------------------
+
+
+class Hello(_Message, frozen=True, kw_only=True, omit_defaults=True):
+    """Who is there.
+
+    Attributes:
+        version: of these messages.
+        name: the host's, as it says itself; a certificate's counts more.
+        tool: the program with its version.
+        clock: seconds since 1970 at the moment of writing.
+        port: TCP port for links.
+        udp_port: UDP port for what is sent to it alone; 0 for no multicast.
+        free: bytes free where it keeps what it gets, or -1 where it keeps nothing.
+        spool: bytes that may wait on its disk.
+        wants: what it does with the stream, in words.
+        busy: what keeps it from taking part, or empty.
+        expires: when its key does (ISO), or empty.
+    """
+
+    version: int
+    name: str
+    tool: str
+    clock: float
+    port: int
+    udp_port: int = 0
+    free: int = -1
+    spool: int = 0
+    wants: str = ""
+    busy: str = ""
+    expires: str = ""
+
+
+class Ready(_Message, frozen=True, kw_only=True, omit_defaults=True):
+    """It takes part. ``probes`` is how many of the sender's probes it got by multicast."""
+
+    probes: int = 0
+
+
+class Refusal(_Message, frozen=True, kw_only=True, omit_defaults=True):
+    """It does not take part, and why."""
+
+    reason: str
+
+
+class Status(_Message, frozen=True, kw_only=True, omit_defaults=True):
+    """Where it is; sent several times a second, also as the sign of life.
+
+    Attributes:
+        next: the chunk that it waits for: all below have come, and are as they were sealed.
+        start: the lowest number that it could pass on.
+        taken: chunks that its consumer has taken.
+        blocked: what it waits for with its memory and spool full: ``consumer``, ``receiver`` (the next one), or empty.
+        blocked_for: seconds.
+        upstream: the place of the one who feeds it; None for nobody.
+        spooled: bytes that wait on its disk.
+        missing: pieces of chunks that it misses by multicast: number, first and last place of each run; a place of -1
+            means all of the chunk.
+    """
+
+    next: int
+    start: int = 0
+    taken: int = 0
+    blocked: str = ""
+    blocked_for: float = 0.0
+    upstream: int | None = None
+    spooled: int = 0
+    missing: tuple[tuple[int, int, int], ...] = ()
+
+
+class LinkDown(_Message, frozen=True, kw_only=True, omit_defaults=True):
+    """A link to a successor does not work, and why. ``gone``: it wants what is not here any more."""
+
+    index: int
+    reason: str
+    gone: bool = False
+
+
+class Received(_Message, frozen=True, kw_only=True, omit_defaults=True):
+    """The end of its part."""
+
+    receipt: Receipt
+
+
+# -- from the sender -----------------------------------------------------------------------------------------
+
+
+class Offer(_Message, frozen=True, kw_only=True, omit_defaults=True):
+    """A session: its secrets, and how it is sent. ``group`` and ``group_port`` are those of the multicast."""
+
+    version: int
+    sender: str
+    tool: str
+    session: bytes
+    key: bytes
+    signer: bytes
+    index: int
+    transport: str = "chain"
+    group: str = ""
+    group_port: int = 0
+    probe: bytes = b""
+
+
+class Begin(_Message, frozen=True, kw_only=True, omit_defaults=True):
+    """The session begins, or has begun: its START chunk."""
+
+    chunk: bytes
+
+
+class Route(_Message, frozen=True, kw_only=True, omit_defaults=True):
+    """Whom to pass the stream on to."""
+
+    feeds: tuple[Member, ...]
+
+
+class Signed(_Message, frozen=True, kw_only=True, omit_defaults=True):
+    """An END of the session, or ABORT: the chunk itself, ahead of those that are on their way."""
+
+    chunk: bytes
+
+
+class FromStore(_Message, frozen=True, kw_only=True, omit_defaults=True):
+    """The stream is to be had as a backup: SERIES@ID. It came too late to get it from anybody else."""
+
+    reference: str
+
+
+class Alive(_Message, frozen=True, kw_only=True, omit_defaults=True):
+    """The sender lives. ``highest`` is the number of the last chunk that was made."""
+
+    highest: int = -1
+
+
+class Bye(_Message, frozen=True, kw_only=True, omit_defaults=True):
+    """The session is over for this receiver; with a reason, before it was whole."""
+
+    reason: str = ""
+
+
+FromReceiver = Hello | Ready | Refusal | Status | LinkDown | Received
+FromSender = Offer | Begin | Route | Signed | FromStore | Alive | Bye
+Message = FromReceiver | FromSender
+
+# (Made at import: msgspec may fail when several threads decode a type for the first time.)
+_DECODER: msgspec.json.Decoder[Any] = msgspec.json.Decoder(Message)
+
+
+def encode(message: Message) -> bytes:
+    """Return the message with its length."""
+    text = msgspec.json.encode(message)
+    return LENGTH.pack(len(text)) + text
+
+
+def decode(text: bytes | bytearray) -> Message:
+    """Return the message without its length.
+
+    Raises:
+        FormatError: it is none.
+    """
+    try:
+        message: Message = _DECODER.decode(text)
+    except msgspec.DecodeError as error:
+        raise FormatError("A message can't be read", str(error), "See that both hosts run the same version.") from error
+    return message
