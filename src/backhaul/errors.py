@@ -94,6 +94,10 @@ class FormatError(FailedError):
     """Bytes that should follow one of the formats do not."""
 
 
+class PeerError(FailedError):
+    """Who answered is not who it must be, or never said: ``details`` has ``peer`` and ``reason``."""
+
+
 class NotifyError(FailedError):
     """A message could not be delivered, or not to everybody: ``details`` has ``refused`` and ``delivered`` then."""
 

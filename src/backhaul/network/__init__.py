@@ -1,0 +1,1 @@
+"""Between hosts: who is who, links, chain, multicast."""
