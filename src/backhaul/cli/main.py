@@ -13,7 +13,21 @@ from typing import Any, NoReturn
 import click
 
 from backhaul.cli import config as config_
-from backhaul.cli import doctor, init, inspect, jobs, keys, mirror, prune, pull, push, reports, restore, schedule
+from backhaul.cli import (
+    doctor,
+    fan_out_keys,
+    init,
+    inspect,
+    jobs,
+    keys,
+    mirror,
+    prune,
+    pull,
+    push,
+    reports,
+    restore,
+    schedule,
+)
 from backhaul.cli.command import ExampleGroup
 from backhaul.cli.output import ReportedError, error_document, print_error, print_json
 from backhaul.errors import BackhaulError, ConfigurationError, FailedError, InterruptedByUserError, UsageError
@@ -78,6 +92,7 @@ cli.add_command(mirror.plan)
 cli.add_command(mirror.apply)
 cli.add_command(mirror.undelete)
 cli.add_command(keys.keygen)
+cli.add_command(fan_out_keys.keys)
 cli.add_command(jobs.run)
 cli.add_command(jobs.exec_)
 cli.add_command(jobs.next_)
