@@ -42,14 +42,23 @@ packages)
     command -v zstd > /dev/null || missing="$missing zstd"
     command -v script > /dev/null || missing="$missing bsdutils"
     command -v mount > /dev/null || missing="$missing mount"
+    # What networks of namespaces are made of.
+    command -v ip > /dev/null || missing="$missing iproute2"
+    command -v nft > /dev/null || missing="$missing nftables"
+    command -v ethtool > /dev/null || missing="$missing ethtool"
+    command -v socat > /dev/null || missing="$missing socat"
     if [ "$2" = test ]; then
         command -v setfattr > /dev/null || missing="$missing attr"
         # What judges the timers and crontab lines that are made.
         command -v systemd-analyze > /dev/null || missing="$missing systemd"
         command -v crontab > /dev/null || missing="$missing cron"
+        command -v ping > /dev/null || missing="$missing iputils-ping"
     else
         command -v pbzip2 > /dev/null || missing="$missing pbzip2"
         command -v pgbackrest > /dev/null || missing="$missing pgbackrest"
+        command -v udp-sender > /dev/null || missing="$missing udpcast"
+        command -v uftp > /dev/null || missing="$missing uftp"
+        command -v mbuffer > /dev/null || missing="$missing mbuffer"
     fi
     ls /usr/lib/postgresql/*/bin/postgres > /dev/null 2>&1 || missing="$missing postgresql"
     [ -x /usr/sbin/mariadbd ] || missing="$missing mariadb-server-core"
