@@ -180,6 +180,10 @@ def read_authority(content: bytes) -> Authority:
     key, own, others = _read_pem(content)
     if others or not _is_authority(own):
         raise FormatError("It is no authority's key", "it is one host's", "Name the directory that has ca.key.")
+    try:
+        own.verify_directly_issued_by(own)
+    except (ValueError, TypeError, InvalidSignature, UnsupportedAlgorithm) as error:
+        raise FormatError("It is damaged", "it did not sign itself", "Use a copy of it.") from error
     return Authority(key, own)
 
 
@@ -200,7 +204,9 @@ def read_bundle(content: bytes) -> Bundle:
         raise FormatError("It is not whole", f"it has {len(others) + 1} certificates, and must have 2", _COPY_AGAIN)
     try:
         own.verify_directly_issued_by(others[0])
-    except (ValueError, TypeError, InvalidSignature) as error:
+        # TLS trusts what it is given and checks no signature there: this finds one that is damaged.
+        others[0].verify_directly_issued_by(others[0])
+    except (ValueError, TypeError, InvalidSignature, UnsupportedAlgorithm) as error:
         raise FormatError(
             "It is put together from several", "the authority in it did not sign the certificate in it", _COPY_AGAIN
         ) from error

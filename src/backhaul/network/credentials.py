@@ -181,7 +181,7 @@ def read_private_file(path: Path) -> bytes:
         ) from error
     except OSError as error:
         raise _unreadable(path, error) from error
-    with os.fdopen(descriptor, "rb") as file:
+    try:
         status = os.fstat(descriptor)
         if not stat.S_ISREG(status.st_mode):
             raise ConfigurationError(f"{path} is no key file", "it is no file at all", "Name the key file.")
@@ -191,10 +191,12 @@ def read_private_file(path: Path) -> bytes:
                 f"its permissions are {stat.S_IMODE(status.st_mode):04o}: others than its owner can read or change it",
                 f"chmod 600 {shlex.quote(str(path))}, and think about who may have copied it.",
             )
-        try:
+        with open(descriptor, "rb", closefd=False) as file:
             content = file.read(_LARGEST_KEY_FILE + 1)
-        except OSError as error:
-            raise _unreadable(path, error) from error
+    except OSError as error:
+        raise _unreadable(path, error) from error
+    finally:
+        os.close(descriptor)
     if len(content) > _LARGEST_KEY_FILE:
         raise ConfigurationError(f"{path} is no key file", "it is far too large", "Name the key file.")
     return content
