@@ -195,6 +195,8 @@ class Files:
             time.sleep(0.01)
         process.send_signal(number)
         _, err = process.communicate(timeout=60)
+        # A part that had come when the process died is passed on, and counted, all the same: before what follows.
+        self.proxy.wait_for_handlers()
         return err.decode()
 
     def push(self, *more: str) -> Any:

@@ -15,7 +15,7 @@ import pytest
 from backhaul.testing.servers import MariaDB
 from tests.conftest import Cli
 from tests.end_to_end.awkward_databases import fingerprint_mariadb, make_mariadb
-from tests.end_to_end.test_postgresql_backups import descendants_named, killed_ten_times
+from tests.end_to_end.test_postgresql_backups import descendants_named, descendants_of, killed_ten_times
 
 
 @pytest.fixture(scope="session")
@@ -411,12 +411,11 @@ def test_passwords_and_privileges(cli: Cli, mariadb: MariaDB, app: str, tmp_path
     seen: list[bytes] = []
     process = cli.start("push", series, "--from", given, "--limit", "8M", "--compress", "none")
     while process.poll() is None:
-        for entry in Path("/proc").iterdir():
-            if entry.name.isdigit():
-                try:
-                    seen.append((entry / "cmdline").read_bytes())
-                except OSError:
-                    continue
+        for pid in (process.pid, *descendants_of(process)):
+            try:
+                seen.append((Path("/proc") / str(pid) / "cmdline").read_bytes())
+            except OSError:
+                continue
         time.sleep(0.02)
     _, err = process.communicate()
     assert process.returncode == 0, err.decode()

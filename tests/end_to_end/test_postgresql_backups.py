@@ -78,6 +78,12 @@ def children_named(program: str) -> list[int]:
 
 def descendants_named(process: subprocess.Popen[bytes], program: str) -> list[int]:
     """The same, below one process."""
+    below = set(descendants_of(process))
+    return [pid for pid in children_named(program) if pid in below]
+
+
+def descendants_of(process: subprocess.Popen[bytes]) -> list[int]:
+    """The processes below one."""
     parents = {}
     for entry in Path("/proc").iterdir():
         if entry.name.isdigit():
@@ -93,7 +99,7 @@ def descendants_named(process: subprocess.Popen[bytes], program: str) -> list[in
             pid = parents[pid]
         return False
 
-    return [pid for pid in children_named(program) if below(pid)]
+    return [pid for pid in parents if pid != process.pid and below(pid)]
 
 
 def kill_at_random(process: subprocess.Popen[bytes], program: str, delay: float) -> bool:

@@ -32,6 +32,7 @@ import socketserver
 import struct
 import sys
 import threading
+import time
 from collections.abc import Iterable, Iterator, Mapping
 from email.message import Message
 from typing import Any, Final, Literal, NamedTuple, Self, TypeAlias
@@ -335,6 +336,15 @@ class S3Proxy:
         """Reset every open connection; return how many there were."""
         return self._server.break_connections() if self._server is not None else 0
 
+    def wait_for_handlers(self, timeout: float = 30.0) -> None:
+        """Wait until what a client has left behind is served to its end, and counted.
+
+        Raises:
+            TimeoutError: it is not, after so many seconds.
+        """
+        if self._server is not None:
+            self._server.join_workers(timeout)
+
     # -- for the handler -------------------------------------------------------------------------------
 
     def connect(self, timeout: float | None = None) -> http.client.HTTPConnection:
@@ -416,6 +426,13 @@ class _Server(socketserver.ThreadingMixIn, socketserver.TCPServer):
             worker.join(_JOIN_TIMEOUT)
             if worker.is_alive():
                 raise RuntimeError(f"{worker.name} still runs {_JOIN_TIMEOUT:.0f} seconds after the end")
+
+    def join_workers(self, timeout: float) -> None:
+        deadline = time.monotonic() + timeout
+        for worker in list(self._workers):
+            worker.join(max(0.0, deadline - time.monotonic()))
+            if worker.is_alive():
+                raise TimeoutError(f"{worker.name} still serves after {timeout:.0f} seconds")
 
     def verify_request(self, request: Any, client_address: Any) -> bool:
         if self.proxy.accepts():
