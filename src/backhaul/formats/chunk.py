@@ -137,12 +137,40 @@ LINK_CONTEXT = "backhaul 1 fan-out link key"
 
 # -- datagrams -----------------------------------------------------------------------------------------------
 
-DATAGRAM = struct.Struct(">4s8sQHHI")
-"""A datagram's header, 28 bytes: ``BHU1``, the session's first 8 bytes, the chunk's number, the piece's place in the
-chunk (from 0), how many pieces the chunk is cut into, and the chunk's bytes in all. Pieces are all of the size
-``PIECE_SIZE``, but for the last one. A place of ``pieces`` and up is a parity piece; see ``planning.parity``."""
+DATAGRAM = struct.Struct(">4s8sIIH")
+"""A datagram's header, 22 bytes: ``BHU1``, the chunk's proof, the chunk's number, the chunk's bytes in all, and the
+piece's place in the chunk (from 0). The piece follows. Pieces are all of the size ``PIECE_SIZE``, but for the last one,
+so that the chunk's size says how many there are. A place of that many and up is a parity piece, ``PIECE_SIZE`` too; see
+``planning.parity``. A size of 0 says that there is no piece: it names the highest chunk that was sent so far.
+
+The proof is the first 8 bytes of a keyed BLAKE3 of number and size (``DATAGRAM_PROVED``) under the session's datagram
+key, which only members can derive: whoever hasn't seen a datagram of a chunk can't make one that counts as a piece of
+it. Whoever has can spoil that chunk, which its tag then shows, but open no other."""
+DATAGRAM_PROVED = struct.Struct(">II")
+DATAGRAM_CONTEXT = "backhaul 1 fan-out datagram key"
 DATAGRAM_MAGIC = b"BHU1"
+PROBE = struct.Struct(">4s8s16sI")
+"""What finds out whether a network carries datagrams: ``BHP1``, a keyed BLAKE3's first 8 bytes of the token under the
+datagram key, the token, and the probe's place among its like. Zeros up to ``DATAGRAM_SIZE`` follow."""
 PROBE_MAGIC = b"BHP1"
 DATAGRAM_SIZE = 1472
 """Bytes of a whole datagram on a network with an MTU of 1500: IPv4's header takes 20, UDP's 8."""
 PIECE_SIZE = DATAGRAM_SIZE - DATAGRAM.size
+PREFIX_SIZE = DATAGRAM.size - 2
+"""Bytes of a datagram's header that are the same in all of a chunk's: everything but the place."""
+MOST_PLACES = 1 << 16
+
+
+def fill_headers(block: bytearray, prefix: bytes, count: int) -> None:
+    """Give the first ``count`` headers of a block another prefix (its places stay): a few strided copies for them all.
+
+    ``block`` comes from ``header_block``.
+    """
+    end = count * DATAGRAM.size
+    for at, value in enumerate(prefix):
+        block[at : end : DATAGRAM.size] = bytes((value,)) * count
+
+
+def header_block(count: int) -> bytearray:
+    """Return ``count`` headers, one after the other, with the places from 0 and nothing else."""
+    return bytearray(b"".join(bytes(PREFIX_SIZE) + place.to_bytes(2, "big") for place in range(count)))
