@@ -534,6 +534,24 @@ def credentials_context(bundle: bytes) -> ssl.SSLContext:
     return loaded._contexts[1]
 
 
+def test_a_refused_connection_is_not_reset_under_what_the_other_side_still_says(pair: Pair) -> None:
+    """It can finish, and read what it was told: a reset would fail its writing, and may overtake the words."""
+
+    def say() -> bytes:
+        pair.client.sendall(b"x" * 100_000)
+        time.sleep(LINGER / 5)
+        pair.client.sendall(b"y")
+        time.sleep(LINGER / 5)
+        pair.client.sendall(b"z")
+        pair.client.shutdown(socket.SHUT_WR)
+        return pair.client.recv(100)
+
+    with ThreadPoolExecutor(1) as pool:
+        heard = pool.submit(say)
+        refused(pair.against(RECEIVER, server_side=True), "stranger")
+        assert heard.result() == GREETING
+
+
 def test_a_refused_connection_is_closed(pair: Pair) -> None:
     pair.secure(RECEIVER, plain("db1"))
     assert pair.client.fileno() == -1
