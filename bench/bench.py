@@ -307,7 +307,20 @@ def databases(directory: Path, text: Path, rounds: int) -> list[str]:
     return measure(directory, rounds)
 
 
-SECTIONS = {"pipelines": pipelines, "encryption": encryption, "mirror": mirrors, "databases": databases}
+def fan_out(directory: Path, payload: Path, rounds: int) -> list[str]:
+    """Measure one sender with many receivers; see ``bench.fan_out``."""
+    from bench.fan_out import fan_out as measure
+
+    return measure(directory, payload, rounds)
+
+
+SECTIONS = {
+    "pipelines": pipelines,
+    "encryption": encryption,
+    "mirror": mirrors,
+    "databases": databases,
+    "fan-out": fan_out,
+}
 
 
 def stages(text: Path, noise: Path) -> list[str]:
@@ -359,7 +372,7 @@ def machine() -> str:
 def main() -> None:
     """Run the benchmark."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--size", type=int, default=2_000_000_000, help="bytes of dump text")
+    parser.add_argument("--size", type=int, default=2_000_000_000, help="bytes of dump text, or of what is fanned out")
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--only", choices=SECTIONS, help="one section")
     parser.add_argument("--write", action="store_true", help=f"put the tables into {PAGE.name}")
@@ -373,6 +386,10 @@ def main() -> None:
             what = "medians of alternating rounds (one for rclone and aws where they take long)"
             if name == "databases":
                 what = "one round" if options.rounds == 1 else f"medians of {options.rounds} alternating rounds"
+            elif name == "fan-out":
+                what = f"random bytes, medians of {options.rounds} alternating rounds"
+                with open(text, "wb") as file:
+                    file.writelines(random_bytes(options.size))
             elif name != "mirror":
                 what = (
                     f"{format_size(options.size)} of dump text, medians of {options.rounds} alternating rounds "
