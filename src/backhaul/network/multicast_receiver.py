@@ -255,7 +255,7 @@ class MulticastReceiver:
         if expected is not None and room:
             buffers = buffers * (2 * room + 1)
             buffers[:-1:2] = self._head_views[:room]
-            buffers[1:-1:2] = expected.chunk.slots[place : place + room]
+            buffers[1:-1:2] = expected.chunk.slots(place, room)
         size, ancillary, _, _ = sock.recvmsg_into(buffers, udp.ANCILLARY)
         length = udp.GRO_SIZE.unpack(ancillary[0][2])[0] if ancillary else size
         count = -(-size // DATAGRAM_SIZE)

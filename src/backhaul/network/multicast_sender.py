@@ -12,7 +12,7 @@ from backhaul.formats.chunk import DATAGRAM, DATAGRAM_SIZE, PIECE_SIZE, fill_hea
 from backhaul.network import udp
 from backhaul.pipeline.token_bucket import TokenBucket
 from backhaul.planning import parity as parities
-from backhaul.planning.assembly import LARGEST_CHUNK, cut, piece_count
+from backhaul.planning.assembly import LARGEST_CHUNK, piece_count, pieces_of
 from backhaul.transforms.datagram_proof import DatagramProof
 from backhaul.transforms.seal import SessionKeys
 
@@ -57,12 +57,12 @@ class Sent(msgspec.Struct):
 class Outgoing:
     """A chunk on its way out, so far up to the piece at ``place``."""
 
-    def __init__(self, number: int, chunk: bytearray, buffers: list[memoryview], prefix: bytes) -> None:
+    def __init__(self, number: int, chunk: bytearray, prefix: bytes) -> None:
         self.number = number
         self.size = len(chunk)
         self.pieces = piece_count(self.size)
         self.place = 0
-        self.buffers = buffers
+        self.view = memoryview(chunk)
         self.prefix = prefix
 
 
@@ -134,11 +134,7 @@ class MulticastSender:
 
     def begin(self, number: int, chunk: bytearray) -> Outgoing:
         """Return a chunk to be sent by ``send_some``; it must not change before it is."""
-        pieces = cut(chunk)
-        buffers: list[memoryview] = [memoryview(b"")] * (2 * len(pieces))
-        buffers[::2] = self._header_views[: len(pieces)]
-        buffers[1::2] = pieces
-        return Outgoing(number, chunk, buffers, self._proof.prefix(number, len(chunk)))
+        return Outgoing(number, chunk, self._proof.prefix(number, len(chunk)))
 
     def send_some(self, outgoing: Outgoing, pieces: int) -> bool:
         """Send at least so many more pieces to the group, if there are; tell whether that was the last one."""
@@ -148,7 +144,10 @@ class MulticastSender:
         end = min(outgoing.place + pieces, outgoing.pieces)
         while outgoing.place < end:
             count = min(self._batch(), outgoing.pieces - outgoing.place)
-            self._send(outgoing.buffers[2 * outgoing.place : 2 * (outgoing.place + count)], self._group)
+            buffers = self._header_views[outgoing.place : outgoing.place + count] * 2
+            buffers[::2] = buffers[:count]
+            buffers[1::2] = pieces_of(outgoing.view, outgoing.place, count)
+            self._send(buffers, self._group)
             outgoing.place += count
         if outgoing.place < outgoing.pieces:
             return False
@@ -173,9 +172,8 @@ class MulticastSender:
             self.sent.repairs_to_one += len(pieces)
 
     def _send_parity(self, outgoing: Outgoing) -> None:
-        chunk = b"".join(outgoing.buffers[1::2])
         buffers: list[bytes | memoryview] = []
-        for column, piece in enumerate(parities.parity_pieces(chunk, self._parity)):
+        for column, piece in enumerate(parities.parity_pieces(outgoing.view, self._parity)):
             buffers.append(outgoing.prefix + (outgoing.pieces + column).to_bytes(2, "big"))
             buffers.append(piece)
         for batch in _slices(buffers, 2 * self._batch()):

@@ -13,7 +13,9 @@ from backhaul.model.reception import Gap
 from backhaul.planning import parity as parities
 
 LARGEST_CHUNK = HEADER_SIZE + LARGEST_BODY
-_ONES = memoryview(b"\1" * (-(-LARGEST_CHUNK // PIECE_SIZE)))
+_MOST_PIECES = -(-LARGEST_CHUNK // PIECE_SIZE)
+_ONES = memoryview(b"\1" * _MOST_PIECES)
+_SLICES = [slice(place * PIECE_SIZE, (place + 1) * PIECE_SIZE) for place in range(_MOST_PIECES)]
 # A chunk that nothing is known of counts as so many lost pieces until one of another size was seen.
 _USUAL_PIECES = 1
 
@@ -28,10 +30,13 @@ def piece_length(size: int, place: int) -> int:
     return min(PIECE_SIZE, size - place * PIECE_SIZE)
 
 
-def cut(chunk: bytes | bytearray | memoryview) -> list[memoryview]:
-    """Return a chunk's pieces, as views of it."""
-    view = memoryview(chunk)
-    return [view[start : start + PIECE_SIZE] for start in range(0, len(view), PIECE_SIZE)]
+def pieces_of(chunk: memoryview, place: int, count: int) -> list[memoryview]:
+    """Return so many of a chunk's pieces, from a place on, as views of it.
+
+    A chunk's pieces are made a batch at a time, by no Python code: as many objects as a chunk has, kept as long as it
+    is, would also have the garbage collector come by all the time.
+    """
+    return list(map(chunk.__getitem__, _SLICES[place : place + count]))
 
 
 class PartialChunk:
@@ -41,7 +46,6 @@ class PartialChunk:
         number, size, pieces: which it is, its bytes and how many pieces they are.
         left: pieces that are not here.
         top: one more than the highest place of those that are here.
-        slots: where each piece belongs, for whoever fills it in directly and then says so by ``arrived``.
     """
 
     def __init__(self, number: int, size: int, parity: int = 0) -> None:
@@ -49,8 +53,8 @@ class PartialChunk:
         self.size = size
         self.pieces = self.left = piece_count(size)
         self.top = 0
-        self.slots = cut(data := bytearray(size))
-        self._data = data
+        self._data = bytearray(size)
+        self._view = memoryview(self._data)
         self._here = bytearray(self.pieces)
         self._parity = parity
         self._parity_pieces: dict[int, bytes] = {}
@@ -60,6 +64,10 @@ class PartialChunk:
         end = min(self.pieces, place + most)
         taken = self._here.find(1, place, end)
         return (end if taken < 0 else taken) - place
+
+    def slots(self, place: int, count: int) -> list[memoryview]:
+        """Return where these pieces belong, for whoever fills them in and then says so by ``arrived``."""
+        return pieces_of(self._view, place, count)
 
     def arrived(self, place: int, count: int) -> None:
         """Note that so many pieces, none of which was here (``room``), were put into their slots."""
@@ -76,11 +84,12 @@ class PartialChunk:
         """
         if place >= self.pieces:
             return self._put_parity(place, data)
-        if len(data) != len(self.slots[place]):
+        slot = self._view[_SLICES[place]]
+        if len(data) != len(slot):
             raise ValueError(f"piece {place} of {len(data)} bytes")
         if self._here[place]:
             return False
-        self.slots[place][:] = data
+        slot[:] = data
         self.arrived(place, 1)
         if self._parity_pieces:
             self._recover(place % parities.stride(self.pieces, self._parity))
@@ -104,7 +113,7 @@ class PartialChunk:
 
     def take(self) -> bytearray:
         """Return the chunk's bytes, once none is left; nothing is to be put in any more."""
-        self.slots = []
+        self._view.release()
         return self._data
 
     def _put_parity(self, place: int, data: memoryview) -> bool:
@@ -122,8 +131,8 @@ class PartialChunk:
         gone = [place for place in places if not self._here[place]]
         if len(gone) != 1 or column not in self._parity_pieces:
             return
-        others = [self.slots[place] for place in places if place != gone[0]]
-        slot = self.slots[gone[0]]
+        others = [self._view[_SLICES[place]] for place in places if place != gone[0]]
+        slot = self._view[_SLICES[gone[0]]]
         slot[:] = parities.recover(others, self._parity_pieces.pop(column), len(slot))
         self.arrived(gone[0], 1)
 
