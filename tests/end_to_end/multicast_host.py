@@ -56,7 +56,6 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     limit: float | None = None
     parity: int = 0
     memory: int = MEMORY
-    stop_after: int = -1
     loop: bool = False
 
 
@@ -177,6 +176,17 @@ def send(settings: Settings) -> Outcome:
     return outcome
 
 
+def _connect(settings: Settings) -> socket.socket:
+    deadline = time.monotonic() + 30
+    while True:
+        try:
+            return socket.create_connection((settings.sender, CONTROL_PORT), 1, (settings.address, 0))
+        except OSError:
+            if time.monotonic() > deadline:
+                raise
+            time.sleep(0.05)
+
+
 def receive(settings: Settings) -> Outcome:
     opener = Opener(KEYS)
     outcome = Outcome()
@@ -221,15 +231,7 @@ def receive(settings: Settings) -> Outcome:
         memory=settings.memory,
     )
     outcome.buffer = receiver.receive_buffer
-    deadline = time.monotonic() + 30
-    while True:
-        try:
-            link = socket.create_connection((settings.sender, CONTROL_PORT), 1, (settings.address, 0))
-            break
-        except OSError:
-            if time.monotonic() > deadline:
-                raise
-            time.sleep(0.05)
+    link = _connect(settings)
     link.settimeout(None)
     file = link.makefile("rb")
     link.sendall(msgspec.json.encode((settings.address, receiver.own_port)) + b"\n")

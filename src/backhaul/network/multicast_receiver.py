@@ -336,14 +336,14 @@ class MulticastReceiver:
 
     def _refuse(self, prefix: bytes, number: int, size: int) -> None:
         """Count a datagram that is no piece to be taken, or learn from it how far the sender is."""
-        if size and number < self._assembly.next + self._assembly.window and not self._assembly.wants(number):
-            self.taken.duplicates += 1  # or a forged one: to know isn't worth the proof
-        elif prefix != self._proof.prefix(number, size):
+        if prefix != self._proof.prefix(number, size):
             self.taken.foreign += 1
-        elif size:
-            self.taken.outside += 1
-        else:
+        elif not size:
             self._assembly.seen(number + 1, 0)
+        elif number < self._assembly.next + self._assembly.window and not self._assembly.wants(number):
+            self.taken.duplicates += 1
+        else:
+            self.taken.outside += 1
 
     def _take_other(self, magic: bytes, data: memoryview) -> None:
         token = self._proof.probe_token(data) if magic == PROBE_MAGIC else None
