@@ -337,6 +337,11 @@ def test_a_line_that_gets_slower_and_faster_is_followed() -> None:
     assert run_pace(pace, 20e6, 0.01, 100) > 0.85 * 20e6 * 0.99
     assert pace.rate < 30e6
     assert run_pace(pace, 100e6, 0.01, 200) > 0.8 * 100e6 * 0.99
+    # From next to nothing it is back soon.
+    for _ in range(200):
+        pace.observe(1000, 900, pace.rate)
+    assert pace.rate < 1e6
+    assert run_pace(pace, 100e6, 0.01, 60) > 0.8 * 100e6 * 0.99
 
 
 def test_limits() -> None:

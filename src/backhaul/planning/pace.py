@@ -11,8 +11,11 @@ from __future__ import annotations
 import math
 from collections import deque
 
-_FAST_GROWTH = 2.0  # until the first loss that a rate caused
-_GROWTH = 1.05
+# The rate doubles until the first loss that it caused. Then it grows by steps, which double after so many without
+# such a loss: the line may have become much faster, or was never as slow as something made it seem.
+_MOST_STEP = 1.0
+_STEP = 0.05
+_EVEN_STEPS = 4
 # So many stretches back the least loss is remembered.
 _REMEMBERED = 64
 # A loss above this is never taken as the line's own.
@@ -40,7 +43,8 @@ class Pace:
         self._limit = math.inf if limit is None else limit
         self._least = min(least, self._limit)
         self.rate = min(max(start, self._least), self._limit)
-        self._growth = _FAST_GROWTH
+        self._step = _MOST_STEP
+        self._clean = 0
         self._losses: deque[float] = deque(maxlen=_REMEMBERED)
         self._suspect: tuple[float, float] | None = None
 
@@ -63,9 +67,12 @@ class Pace:
         chance = _CHANCES * math.sqrt(max(floor, 1 / pieces) / pieces)
         if loss > floor + chance + _TOLERANCE:
             self._suspect = (self.rate, loss)
-            self._growth = _GROWTH
+            self._step, self._clean = _STEP, 0
             arrived = rate * (1 - loss) / (1 - floor)
             self.rate = max(self._least, min(self.rate, arrived) * _BACK)
         elif rate > 0.7 * self.rate:
             # (A sender that has nothing to send, or waits for a receiver, learns nothing about faster rates.)
-            self.rate = min(self._limit, self.rate * self._growth)
+            self.rate = min(self._limit, self.rate * (1 + self._step))
+            self._clean += 1
+            if self._clean >= _EVEN_STEPS:
+                self._step = min(_MOST_STEP, 2 * self._step)
