@@ -24,9 +24,11 @@ from backhaul.cli import (
     prune,
     pull,
     push,
+    receive,
     reports,
     restore,
     schedule,
+    send,
 )
 from backhaul.cli.command import ExampleGroup
 from backhaul.cli.output import ReportedError, error_document, print_error, print_json
@@ -91,6 +93,8 @@ cli.add_command(mirror.sync)
 cli.add_command(mirror.plan)
 cli.add_command(mirror.apply)
 cli.add_command(mirror.undelete)
+cli.add_command(send.send)
+cli.add_command(receive.receive)
 cli.add_command(keys.keygen)
 cli.add_command(fan_out_keys.keys)
 cli.add_command(jobs.run)

@@ -23,6 +23,7 @@ Examples:
   backhaul push s3://acme/db7/orders --encrypt-to age1... -- pg_dump -Fc -Z0 orders
   backhaul push s3://acme/db7/orders --from postgresql:///orders
   backhaul push s3://acme/db7/all --from mariadb+physical:///
+  backhaul push s3://acme/db7/orders send:db2,db3 -- pg_dump -Fc -Z0 orders
 
 \b
 --from takes:
@@ -150,7 +151,10 @@ def push(
     acknowledged, and the manifest was written; until then no listing shows it.
     """
     from backhaul.cli.progress import push_progress
+    from backhaul.cli.send import incomplete, news
+    from backhaul.formats.roster import SCHEME
     from backhaul.operations.databases import SourceOptions, source_of
+    from backhaul.operations.fan_out_settings import fan_out_at
     from backhaul.operations.keys import read_recipients
     from backhaul.operations.push import DEFAULT_SPOOL_SIZE, PushOptions
     from backhaul.operations.push import push as operation
@@ -201,6 +205,11 @@ def push(
         spool_size=parse_size(spool_size) if spool_size is not None else DEFAULT_SPOOL_SIZE,
         encrypt_to=(*encrypt_to, *(text for path in encrypt_to_file for text in read_recipients(path))),
     )
+    rosters = [text for text in series if text.startswith(SCHEME)]
+    if len(rosters) > 1:
+        raise UsageError("push has two rosters", " ".join(rosters), "Write one: send:db2,db3")
+    fan_out = fan_out_at(rosters[0], news(quiet)) if rosters else None
+    places = [text for text in series if text not in rosters]
     progress = PushProgress()
     try:
         with push_progress(progress, quiet=quiet or as_json) as on_error_line:
@@ -210,7 +219,7 @@ def push(
                 source = source_of(from_, reading, progress=progress, on_error_line=on_error_line)
             else:
                 source = CommandSource(command, on_error_line) if command else StreamSource(0)
-            result = operation(series, source, options, progress=progress)
+            result = operation(places, source, options, fan_out=fan_out, progress=progress)
     except KeyboardInterrupt as interrupt:
         raise InterruptedByUserError(
             "The push was interrupted", f"by {str(interrupt) or 'SIGINT'}", _what_stands(progress)
@@ -221,12 +230,14 @@ def push(
     elif not quiet:
         _print_summary(result)
     failed = [destination for destination in result.destinations if destination.state != "committed"]
-    if failed:
-        error = IncompleteError(
-            f"Backup {result.id} is committed, but not everywhere",
-            "; ".join(f"{d.series}: {d.error_what}: {d.error_why}" for d in failed),
-            " ".join(f"{d.series}: {d.error_next}" for d in failed if d.error_next),
-        )
+    if not result.complete:
+        why = [f"{d.series}: {d.error_what}: {d.error_why}" for d in failed]
+        todo = [f"{d.series}: {d.error_next}" for d in failed if d.error_next]
+        if result.fan_out is not None and not result.fan_out.complete:
+            receivers = incomplete(result.fan_out)
+            why.append(f"{result.fan_out.roster}: {receivers.what}: {receivers.why}")
+            todo.append(receivers.todo)
+        error = IncompleteError(f"Backup {result.id} is committed, but not everywhere", "; ".join(why), " ".join(todo))
         raise ReportedError(error) if as_json else error
 
 
@@ -247,6 +258,8 @@ def _what_stands(progress: PushProgress) -> str:
 
 def _print_summary(result: PushResult) -> None:
     from rich.text import Text
+
+    from backhaul.cli.send import print_receivers
 
     out = console()
     ratio = result.raw_size / result.stored_size if result.stored_size else 1.0
@@ -276,3 +289,5 @@ def _print_summary(result: PushResult) -> None:
         if destination.retries:
             remarks.append(f"{destination.retries} requests were tried again")
         out.print(line.append(f"  ({', '.join(remarks)})" if remarks else "", "dim"))
+    if result.fan_out is not None:
+        print_receivers(result.fan_out)

@@ -59,7 +59,7 @@ class Hello(_Message, frozen=True, kw_only=True, omit_defaults=True):
 
 
 class Ready(_Message, frozen=True, kw_only=True, omit_defaults=True):
-    """It takes part. ``probes`` is how many of the sender's probes it got by multicast."""
+    """It takes part. ``probes`` is how many of the sender's probes have come by multicast."""
 
     probes: int = 0
 
@@ -76,6 +76,7 @@ class Status(_Message, frozen=True, kw_only=True, omit_defaults=True):
     Attributes:
         next: the chunk that it waits for: all below have come, and are as they were sealed.
         start: the lowest number that it could pass on.
+        received: bytes that have come over links.
         taken: chunks that its consumer has taken.
         blocked: what it waits for with its memory and spool full: ``consumer``, ``receiver`` (the next one), or empty.
         blocked_for: seconds.
@@ -87,6 +88,7 @@ class Status(_Message, frozen=True, kw_only=True, omit_defaults=True):
 
     next: int
     start: int = 0
+    received: int = 0
     taken: int = 0
     blocked: str = ""
     blocked_for: float = 0.0
@@ -128,10 +130,10 @@ class Offer(_Message, frozen=True, kw_only=True, omit_defaults=True):
     probe: bytes = b""
 
 
-class Begin(_Message, frozen=True, kw_only=True, omit_defaults=True):
-    """The session begins, or has begun: its START chunk."""
+class Probed(_Message, frozen=True, kw_only=True, omit_defaults=True):
+    """So many probes were sent to the group: how many have come is to be said, by another ``Ready``."""
 
-    chunk: bytes
+    count: int
 
 
 class Route(_Message, frozen=True, kw_only=True, omit_defaults=True):
@@ -141,7 +143,7 @@ class Route(_Message, frozen=True, kw_only=True, omit_defaults=True):
 
 
 class Signed(_Message, frozen=True, kw_only=True, omit_defaults=True):
-    """An END of the session, or ABORT: the chunk itself, ahead of those that are on their way."""
+    """ABORT: the chunk itself, ahead of those that are on their way."""
 
     chunk: bytes
 
@@ -165,7 +167,7 @@ class Bye(_Message, frozen=True, kw_only=True, omit_defaults=True):
 
 
 FromReceiver = Hello | Ready | Refusal | Status | LinkDown | Received
-FromSender = Offer | Begin | Route | Signed | FromStore | Alive | Bye
+FromSender = Offer | Probed | Route | Signed | FromStore | Alive | Bye
 Message = FromReceiver | FromSender
 
 # (Made at import: msgspec may fail when several threads decode a type for the first time.)

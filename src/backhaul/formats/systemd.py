@@ -92,6 +92,33 @@ def tick_units(
     return {f"{TICK}.service": service, f"{TICK}.timer": timer}
 
 
+def receiver_unit(command: Sequence[str]) -> str:
+    """Return the text of a service that waits to be sent dumps: ``backhaul receive --listen`` as a command line.
+
+    Raises:
+        ConfigurationError: an argument can't be written into a unit.
+    """
+    sections = (
+        [
+            "# Made by: backhaul receive --listen --unit. Save it, systemctl daemon-reload, systemctl enable --now.",
+            "[Unit]",
+            "Description=Backhaul: receive dumps",
+            "Wants=network-online.target",
+            "After=network-online.target",
+        ],
+        [
+            "[Service]",
+            "Type=notify",
+            f"ExecStart={exec_start(command)}",
+            # A session that fails does not end the service; what does is started again.
+            "Restart=always",
+            "RestartSec=10",
+        ],
+        ["[Install]", "WantedBy=multi-user.target"],
+    )
+    return "\n\n".join("\n".join(section) for section in sections) + "\n"
+
+
 def unit_name(job: str) -> str:
     """Return the name of a job's units, without the suffix; two jobs never have the same.
 

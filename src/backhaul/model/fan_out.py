@@ -8,6 +8,7 @@ from typing import Annotated, Literal
 import msgspec
 
 from backhaul.model.manifest import ProducerRecord, SourceRecord, StreamPart
+from backhaul.model.memory import MemoryBound
 
 Count = Annotated[int, msgspec.Meta(ge=0)]
 
@@ -174,3 +175,81 @@ class ReceiverFate(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True
     fed_by: tuple[str, ...] = ()
     reason: str = ""
     receipt: Receipt | None = None
+
+
+class ReceiveResult(msgspec.Struct, frozen=True, kw_only=True):
+    """A reception that was whole, though perhaps not everything that was asked for could be done with it.
+
+    Attributes:
+        id: of the backup, or of the session's start.
+        sender: the sending host's name.
+        session: in hex.
+        streams: what was received.
+        raw_size: bytes over all streams, decoded.
+        received: bytes that came over links and by multicast.
+        passed_on: bytes that were passed on to other receivers.
+        seconds: from START to the consumer's end.
+        spooled: the most bytes that waited on the disk.
+        from_store: the backup that it was read from, since this host came too late; or None.
+        file: where it was kept, or empty.
+        consumer: what read it, or empty.
+        exit_status: the command's, or None.
+        receipt_taken: whether the sender knows.
+        failed: what could not be done with it, in words.
+        remarks: what its operator may want to know.
+        memory: the bound in bytes that this receiver kept, by parts.
+        peak_memory: the most bytes that the process had.
+    """
+
+    id: str
+    sender: str
+    session: str
+    streams: tuple[ReceivedStream, ...]
+    raw_size: Count
+    received: Count
+    passed_on: Count
+    seconds: float
+    spooled: Count
+    from_store: str | None = None
+    file: str = ""
+    consumer: str = ""
+    exit_status: int | None = None
+    rows: Mapping[str, int] = {}
+    receipt_taken: bool = True
+    failed: tuple[str, ...] = ()
+    remarks: tuple[str, ...] = ()
+    memory: MemoryBound
+    peak_memory: Count
+
+
+class FanOutResult(msgspec.Struct, frozen=True, kw_only=True):
+    """What became of a fan-out.
+
+    Attributes:
+        session: in hex.
+        roster: as it was asked for.
+        transport: as it was asked for.
+        payload: bytes of the streams, encoded as they were sent.
+        sent: bytes that this host has put on the network for them: over links, to the group, and in messages.
+        held_seconds: how long the dump had to wait for receivers.
+        spooled: the most bytes that waited on the disk here.
+        required: how many receivers had to be complete.
+        receivers: the fate of each.
+        reason: why fewer are, or empty.
+    """
+
+    session: str
+    roster: str
+    transport: Transport
+    payload: Count
+    sent: Count
+    held_seconds: float
+    spooled: Count
+    required: Count
+    receivers: tuple[ReceiverFate, ...]
+    reason: str = ""
+
+    @property
+    def complete(self) -> bool:
+        """Whether every receiver has everything."""
+        return not self.reason and all(receiver.state == COMPLETE for receiver in self.receivers)

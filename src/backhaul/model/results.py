@@ -6,7 +6,9 @@ import msgspec
 
 from backhaul.model.backup_hold import BackupHold
 from backhaul.model.drill import DrillRecord
+from backhaul.model.fan_out import FanOutResult
 from backhaul.model.manifest import Manifest, SourceRecord
+from backhaul.model.memory import MemoryBound
 from backhaul.model.mirror import Count, Refusal
 
 
@@ -16,13 +18,6 @@ class KeygenResult(msgspec.Struct, frozen=True, kw_only=True):
     path: str
     recipient: str
     key_id: str
-
-
-class MemoryBound(msgspec.Struct, frozen=True, kw_only=True):
-    """The most memory a run may use: the formula's terms in bytes, and their sum."""
-
-    terms: dict[str, int]
-    total: int
 
 
 class DestinationResult(msgspec.Struct, frozen=True, kw_only=True):
@@ -62,7 +57,7 @@ class PushResult(msgspec.Struct, frozen=True, kw_only=True):
     ``stream`` and ``raw_blake3`` are those of a single stream, None where there are several; ``source`` is what was
     backed up, where that is known.
     ``recipients`` are the key ids that it is encrypted for; ``remark`` says what its operator may want to know, or is
-    None.
+    None. ``fan_out`` is what became of the receivers, where there were any.
     """
 
     id: str
@@ -80,11 +75,13 @@ class PushResult(msgspec.Struct, frozen=True, kw_only=True):
     peak_memory: int
     recipients: tuple[str, ...] = ()
     remark: str | None = None
+    fan_out: FanOutResult | None = None
 
     @property
     def complete(self) -> bool:
-        """Whether every destination holds the backup."""
-        return all(destination.state == "committed" for destination in self.destinations)
+        """Whether every destination holds the backup, and every receiver has it."""
+        stored = all(destination.state == "committed" for destination in self.destinations)
+        return stored and (self.fan_out is None or self.fan_out.complete)
 
 
 class PullResult(msgspec.Struct, frozen=True, kw_only=True):

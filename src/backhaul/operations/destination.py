@@ -109,6 +109,7 @@ class Destination:
         self.write = location.write
         # Whether every run writes all of the stream: nothing of an earlier one can be gone on with.
         self.rewritten = location.kind == "local"
+        self.reachable_by_others = location.kind != "local"
         self.store = store
         self.journal = journal
         self.progress = DestinationProgress(location.text)

@@ -70,6 +70,8 @@ class StreamEncoder:
         progress: counters to keep up to date.
         key: what the stream is encrypted with, or None.
         on_settled: told when the transcript is there, before the stream's takers are told of its end.
+        tap: given every frame as it is made, unsealed, with its raw size; it may wait. None for nobody.
+        stored: whether anybody stores the stream: else nothing of what would be stored is made or hashed.
     """
 
     def __init__(
@@ -84,8 +86,12 @@ class StreamEncoder:
         progress: StreamProgress,
         key: StreamKey | None = None,
         on_settled: Callable[[], None] = lambda: None,
+        tap: Callable[[bytes, int], None] | None = None,
+        stored: bool = True,
     ) -> None:
         self._on_settled = on_settled
+        self._tap = tap
+        self._stored = stored
         self.transcript: Future[Transcript] = Future()
         self._group = group
         self._source = source
@@ -124,7 +130,7 @@ class StreamEncoder:
             self._group, self._blocks(pool), make_worker, workers=self._workers, window=window, name="compress"
         )
         pieces = self._pieces(frames)
-        if self._key is not None:
+        if self._key is not None and self._stored:
             pieces = self._sealed(pieces, self._key)
         self._group.start(lambda: self._assemble(pieces, tee), "assemble")
 
@@ -167,6 +173,8 @@ class StreamEncoder:
     def _pieces(self, frames: OrderedMap[_Block, _Frame]) -> Iterator[bytes]:
         """Yield what is stored, in order: the frames, and then their seek table."""
         for frame in frames:
+            if self._tap is not None:
+                self._tap(frame.stored, frame.raw_size)
             if self._framed:
                 self._table.append(len(frame.stored), frame.raw_size)
             yield frame.stored
@@ -175,6 +183,8 @@ class StreamEncoder:
         if len(self._table) == 0:
             # An empty stream still is one frame, so that any decoder accepts the object.
             empty = compress.FrameCompressor(self._setting).compress(memoryview(b""))
+            if self._tap is not None:
+                self._tap(empty, 0)
             self._table.append(len(empty), 0)
             yield empty
         encoded = seekable.encode(self._table)
@@ -205,17 +215,18 @@ class StreamEncoder:
     def _assemble(self, pieces: Iterable[bytes], tee: Tee) -> None:
         """Put the pieces into every queue, and settle what the stream is."""
         digest = StreamDigest()
+        size = 0
         for piece in pieces:
-            digest.feed(piece)
-            self._progress.stored = digest.size
-            tee.put(piece)
+            size += len(piece)
+            self._progress.stored = size
+            if self._stored:
+                digest.feed(piece)
+                tee.put(piece)
         assert self._producer is not None  # the iteration above ends well only after it was set
         self.transcript.set_result(
             Transcript(
                 raw=RawBytes(size=self._raw_digest.size, blake3=self._raw_digest.blake3),
-                stored=StoredBytes(
-                    size=digest.size, blake3=digest.blake3, crc64nvme=encode_crc64nvme(digest.crc64nvme)
-                ),
+                stored=StoredBytes(size=size, blake3=digest.blake3, crc64nvme=encode_crc64nvme(digest.crc64nvme)),
                 crc=digest.crc64nvme,
                 frames=len(self._table),
                 seek_table=self._seek_table,

@@ -12,8 +12,9 @@ import os
 import resource
 
 from backhaul.formats.age import CHUNK_SIZE, SEALED_CHUNK_SIZE, Payload
+from backhaul.formats.chunk import LARGEST_BODY
 from backhaul.formats.seekable import ENTRY_SIZE, table_size
-from backhaul.model.results import MemoryBound
+from backhaul.model.memory import MemoryBound
 from backhaul.stores import multipart
 from backhaul.stores.base import PartRules
 from backhaul.transforms import compress, encrypt
@@ -115,6 +116,30 @@ def pull_bound(
         "seek table": frames * (ENTRY_SIZE + 2 * 40),
     }
     return _bound({"base": BASE, **{term: lanes * size for term, size in each.items()}})
+
+
+# Opened chunks that wait for the consumer as they are, so that they need not be opened again.
+OPENED_AHEAD = 32 << 20
+_SINK_QUEUE = 8 << 20
+
+
+def fan_out_bound(log: int, streams: int) -> MemoryBound:
+    """Return the bound of a sender's or a receiver's own part: its log, and what its streams have in hand.
+
+    Args:
+        log: most bytes of chunks in memory.
+        streams: how many there are at once.
+    """
+    chunk = LARGEST_BODY
+    frames = default_workers() + 3
+    return _bound(
+        {
+            "base": BASE,
+            "chunks": log + 2 * chunk,
+            "opened chunks": OPENED_AHEAD,
+            "streams": streams * (_SINK_QUEUE + frames * 2 * compress.FRAME_SIZE),
+        }
+    )
 
 
 def pull_window(workers: int) -> int:

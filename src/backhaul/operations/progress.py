@@ -3,6 +3,10 @@
 from __future__ import annotations
 
 import threading
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from backhaul.operations.fan_out import FanOut
 
 
 class TableProgress:
@@ -56,12 +60,13 @@ class StreamProgress:
 
 
 class PushProgress:
-    """Each stream, each destination, and the tables that the producers are at."""
+    """Each stream, each destination, the receivers, and the tables that the producers are at."""
 
     def __init__(self) -> None:
         self.streams: list[StreamProgress] = []
         self.destinations: list[DestinationProgress] = []
         self.tables = TableProgress()
+        self.fan_out: FanOut | None = None
 
     @property
     def raw(self) -> int:

@@ -50,6 +50,8 @@ from backhaul.formats.timetable import Timetable
 from backhaul.model.claim import Claim
 from backhaul.model.location import Location
 from backhaul.model.manifest import (
+    DATA,
+    SCHEMA,
     Codec,
     EncryptionRecord,
     Manifest,
@@ -66,6 +68,7 @@ from backhaul.operations import memory, series
 from backhaul.operations.destination import CLEANUP_PATIENCE, REWRITTEN, Delivery, Destination, StoredStreams
 from backhaul.operations.encoding import StreamEncoder, Transcript
 from backhaul.operations.encryption import authenticated, fresh_key, recipients_of
+from backhaul.operations.fan_out import FanOut
 from backhaul.operations.journal import UploadJournal, machine, same_upload
 from backhaul.operations.kept_key import drop_everywhere
 from backhaul.operations.pacing import rate_limit
@@ -135,15 +138,18 @@ def push(
     source: Source | SourceSet,
     options: PushOptions = PushOptions(),  # noqa: B008 - frozen
     *,
+    fan_out: FanOut | None = None,
     progress: PushProgress | None = None,
     now: Callable[[], dt.datetime] = lambda: dt.datetime.now(dt.UTC),
 ) -> PushResult:
     """Make one backup from one stream, or from a set of them, in every destination.
 
     Args:
-        destinations: SERIES, as on the command line.
+        destinations: SERIES, as on the command line; none, if there is a fan-out.
         source: the stream or streams; started here, ended here whatever happens.
         options: what to make of it.
+        fan_out: other hosts that are to receive the same, as one destination more; or None. It gathers them, and
+            lets them go, here.
         progress: counters to keep up to date.
         now: the clock that ids and records come from.
 
@@ -158,7 +164,7 @@ def push(
     """
     setting = compress.check_setting(options.compress)
     names.check_stream_name(options.name)
-    if not destinations:
+    if not destinations and fan_out is None:
         raise UsageError("push has no destination", "no SERIES was given", "Write: backhaul push SERIES -- COMMAND")
     for text in destinations:
         if text.lower().startswith(_KEY_BEGINNINGS) or is_secret(text):
@@ -173,13 +179,13 @@ def push(
             f"{source.name} names its streams, and knows how they end",
             "Leave them out.",
         )
-    required = required_destinations(options.require, len(destinations))
+    required = required_destinations(options.require, len(destinations) + (fan_out is not None))
     locations = [series_at(text) for text in destinations]
     if len({place_of(location) for location in locations}) != len(locations):
         raise UsageError("push has a destination twice", ", ".join(destinations), "Name each SERIES once.")
     memory.settle_allocator()
     with contextlib.ExitStack() as stack:
-        run = _Push(locations, source, options, setting, required, progress or PushProgress(), now, stack)
+        run = _Push(locations, source, options, setting, required, progress or PushProgress(), now, stack, fan_out)
         return run.run()
 
 
@@ -196,6 +202,7 @@ class _OutgoingStream:
         self.progress = StreamProgress(stream.name)
         self.encoder: StreamEncoder | None = None
         self.deliveries = 0
+        self.settled = False
 
     @property
     def transcript(self) -> Transcript:
@@ -215,7 +222,11 @@ class _Push:
         progress: PushProgress,
         now: Callable[[], dt.datetime],
         stack: contextlib.ExitStack,
+        fan_out: FanOut | None,
     ) -> None:
+        self.fan_out = fan_out
+        if fan_out is not None:
+            stack.callback(fan_out.close)
         self.sources: SourceSet = (
             source if isinstance(source, SourceSet) else SingleStream(options.name, source, options.expect)
         )
@@ -230,6 +241,7 @@ class _Push:
         self.recipients = recipients_of(options.encrypt_to)
         self.key = fresh_key(self.recipients)
         self.streams: list[_OutgoingStream] = []
+        self.begin_lock = threading.Lock()
         self.record: Future[SourceRecord | None] = Future()
         self.spool = _spool_space(options)
         limit = rate_limit(options.limit, self.group) if options.limit is not None else None
@@ -246,6 +258,7 @@ class _Push:
                 stack.callback(journal.close)
             self.destinations.append(Destination(location, store, policy, journal, place=place_of(location)))
         progress.destinations = [destination.progress for destination in self.destinations]
+        progress.fan_out = fan_out
 
     def _open_journal(self, location: Location) -> UploadJournal | None:
         if self.identity is None:
@@ -264,13 +277,18 @@ class _Push:
     def run(self) -> PushResult:
         clock = time.monotonic()
         try:
+            if self.fan_out is not None:
+                self.fan_out.gather(store_expected=any(d.reachable_by_others for d in self.destinations))
+                clock = time.monotonic()  # (the waiting for receivers is not the push's time)
             self.started = self._resume() or self._claim()
             self._plan()
             with self.group:
                 self._open_streams()
                 self._wire()
             self._confirm()
-            if sum(destination.committed is not None for destination in self.destinations) < self.required:
+            if self.fan_out is not None:
+                self.fan_out.wait(reference=self._reference())
+            if self._succeeded() < self.required:
                 raise self._too_few()
         except BaseException as error:
             self._clean_up(error)
@@ -281,6 +299,17 @@ class _Push:
                 stream.source.abort()
             self.sources.abort()
         return self._result(time.monotonic() - clock)
+
+    def _succeeded(self) -> int:
+        stored = sum(destination.committed is not None for destination in self.destinations)
+        return stored + (self.fan_out is not None and self.fan_out.failure is None)
+
+    def _reference(self) -> str | None:
+        """Return the backup in a store that other hosts can reach, where it was committed to one."""
+        return next(
+            (f"{d.text}@{self.id}" for d in self.destinations if d.committed is not None and d.reachable_by_others),
+            None,
+        )
 
     # -- step 1: the claim, or an interrupted run's ------------------------------------------------------
 
@@ -435,14 +464,37 @@ class _Push:
                 stream = next(todo, None)
             if stream is None:
                 return
+            if self.fan_out is not None:
+                self._wait_for_definitions(stream)
             self._send(stream)
             with self.group.condition:
                 self.group.wait_for(lambda stream=stream: stream.deliveries == 0)  # type: ignore[misc]
+
+    def _wait_for_definitions(self, stream: _OutgoingStream) -> None:
+        """Begin with no rows before the definitions were read: who restores as they come needs those first."""
+        if stream.part is not None and stream.part.section == DATA:
+            schemas = [s for s in self.streams if s.part is not None and s.part.section == SCHEMA]
+            with self.group.condition:
+                self.group.wait_for(lambda: all(schema.settled for schema in schemas))
+
+    def _begin_fan_out(self, fan_out: FanOut) -> None:
+        """Tell the receivers what is to come; the first stream's start has fixed the state that it is of."""
+        with self.begin_lock:
+            named = tuple(NamedStream(name=s.name, source=s.source, part=s.part) for s in self.streams)
+            fan_out.begin(self.id, named, self.codec, self.sources.outline())
 
     def _send(self, stream: _OutgoingStream) -> None:
         """Start a stream's producer, and what takes its bytes from there to every destination."""
         group = self.group
         stream.source.start(group)
+        tap: Callable[[bytes, int], None] | None = None
+        if self.fan_out is not None:
+            self._begin_fan_out(self.fan_out)
+            put = self.fan_out.put
+
+            def tap(piece: bytes, raw: int) -> None:
+                put(stream.name, piece, raw, group.check)
+
         deliveries = []
         for destination in self.living:
             if not destination.needs_stream:
@@ -467,21 +519,34 @@ class _Push:
             allow_empty=self.options.allow_empty,
             progress=stream.progress,
             key=stream.key,
-            on_settled=self._settled,
+            on_settled=functools.partial(self._settled, stream),
+            tap=tap,
+            stored=bool(deliveries),
         )
-        stream.deliveries = len(deliveries)
+        stream.deliveries = len(deliveries) + (self.fan_out is not None)
         stream.encoder.start(Tee([delivery.queue for _, delivery in deliveries]))
         for number, (destination, delivery) in enumerate(deliveries):
             work = functools.partial(self._deliver, destination, delivery, stream)
             group.start(work, f"deliver-{stream.name}-{number}")
 
-    def _settled(self) -> None:
+    def _settled(self, stream: _OutgoingStream) -> None:
         """A stream has ended well; after the last one the source says what all of them are."""
+        if self.fan_out is not None:
+            self.fan_out.end_stream(stream.name, stream.transcript, self.group.check)
         with self.group.condition:
             self.unsettled -= 1
             last = self.unsettled == 0
         if last:
-            self.record.set_result(self.sources.finish())
+            record = self.sources.finish()
+            if self.fan_out is not None:
+                self.fan_out.end(record, self.group.check)
+            self.record.set_result(record)
+        with self.group.condition:
+            stream.settled = True
+            stream.deliveries -= self.fan_out is not None
+            self.group.condition.notify_all()
+        if not self.living and (self.fan_out is None or self.fan_out.failure is not None):
+            raise self._too_few()
 
     # -- steps 3 and 4: each destination for itself ------------------------------------------------------
 
@@ -499,7 +564,7 @@ class _Push:
             with self.group.condition:
                 stream.deliveries -= 1
                 self.group.condition.notify_all()
-        if not self.living:
+        if not self.living and (self.fan_out is None or self.fan_out.failure is not None):
             raise self._too_few()
 
     def _confirm(self) -> None:
@@ -579,6 +644,8 @@ class _Push:
 
         After an interruption, or when stores are away, what can be resumed is left for the next run instead.
         """
+        if self.fan_out is not None:
+            self.fan_out.abort(_in_words(error))
         passing = isinstance(error, KeyboardInterrupt | StoreUnavailableError | StoreStalledError)
         threads = [
             threading.Thread(target=destination.leave if passing else destination.clean_up, daemon=True)
@@ -615,6 +682,7 @@ class _Push:
             raw_blake3=single.raw.blake3 if single else None,
             source=self.record.result(),
             destinations=tuple(destination.result() for destination in self.destinations),
+            fan_out=self.fan_out.result() if self.fan_out is not None else None,
             required=self.required,
             memory=memory.push_bound(
                 self.lane_workers,
@@ -637,18 +705,27 @@ class _Push:
 
     def _too_few(self) -> BackhaulError:
         """Return the error that says which destinations failed, why, and which hold the backup all the same."""
-        failures = [(d, d.failure) for d in self.destinations if d.failure is not None]
+        failures = [(d.text, d.failure) for d in self.destinations if d.failure is not None]
         committed = [d.text for d in self.destinations if d.committed is not None]
-        if len(self.destinations) == 1 and failures:
+        parts = len(self.destinations)
+        if self.fan_out is not None:
+            parts += 1
+            if self.fan_out.failure is not None:
+                failures.append((self.fan_out.text, self.fan_out.failure))
+            else:
+                committed.append(self.fan_out.text)
+        if parts == 1 and failures:
             return failures[0][1]
         error = FailedError(
             f"{len(committed)} of {self.required} required destinations hold backup {self.id}",
             "; ".join(f"{failure.what}: {failure.why}" for _, failure in failures),
             (f"Committed and whole: {', '.join(committed)}. " if committed else "")
-            + " ".join(f"{destination.text}: {failure.todo}" for destination, failure in failures),
+            + " ".join(f"{text}: {failure.todo}" for text, failure in failures),
         )
         fates = [msgspec.to_builtins(destination.result()) for destination in self.destinations]
         error.details = {"id": self.id, "required": self.required, "destinations": fates}
+        if self.fan_out is not None:
+            error.details["fan_out"] = msgspec.to_builtins(self.fan_out.result())
         return error
 
 
@@ -668,6 +745,12 @@ def _spool_space(options: PushOptions) -> SpoolSpace | None:
             "Name a directory that can be written, on a disk with room.",
         ) from error
     return SpoolSpace(options.spool, options.spool_size)
+
+
+def _in_words(error: BaseException) -> str:
+    if isinstance(error, BackhaulError):
+        return f"{error.what}: {error.why}" if error.why else error.what
+    return "it was interrupted" if isinstance(error, KeyboardInterrupt) else type(error).__name__
 
 
 def _iso(time: dt.datetime) -> str:

@@ -20,7 +20,8 @@ from backhaul.formats.age_keys import Identity
 from backhaul.formats.seekable import SeekTable
 from backhaul.formats.source_url import parse_source_url
 from backhaul.model.manifest import SourceRecord, StreamRecord
-from backhaul.model.results import MemoryBound, RestoreResult
+from backhaul.model.memory import MemoryBound
+from backhaul.model.results import RestoreResult
 from backhaul.model.source_url import SourceUrl
 from backhaul.operations import memory, series
 from backhaul.operations.encryption import unlock

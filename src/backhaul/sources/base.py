@@ -104,6 +104,14 @@ class SourceSet(Protocol):
         """
         ...
 
+    def outline(self) -> SourceRecord | None:
+        """Say what is backed up, as far as it is known once the first stream has started.
+
+        Returns:
+            Enough for a target to begin with; None where nothing is known, or too little.
+        """
+        ...
+
     def finish(self) -> SourceRecord | None:
         """Say what was backed up; called once, when every stream has ended well.
 
@@ -136,6 +144,10 @@ class SingleStream:
     def open(self, group: Supervisor) -> Sequence[NamedStream]:
         """See ``SourceSet.open``."""
         return (NamedStream(name=self._stream, source=self.source, expect=self._expect),)
+
+    def outline(self) -> SourceRecord | None:
+        """See ``SourceSet.outline``."""
+        return None
 
     def finish(self) -> SourceRecord | None:
         """See ``SourceSet.finish``. What a command's stream is of, nobody knows."""

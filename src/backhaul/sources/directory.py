@@ -120,6 +120,17 @@ class DirectorySource:
         self._on_file(line.decode(errors="backslashreplace"))
         return True
 
+    def outline(self) -> SourceRecord | None:
+        """See ``SourceSet.outline``."""
+        assert self._tar is not None
+        return SourceRecord(
+            kind="dir",
+            server="",
+            address=self._path,
+            state_of=self._state_of,
+            tools={"tar": self._tar.version},
+        )
+
     def finish(self) -> SourceRecord:
         """See ``SourceSet.finish``."""
         assert self._tar is not None

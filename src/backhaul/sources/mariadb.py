@@ -148,6 +148,11 @@ class MariaDBSource:
         )
         return NamedStream(name="globals", source=source, expect=(_MARKER,), part=StreamPart(section=GLOBALS))
 
+    def outline(self) -> SourceRecord | None:
+        """See ``SourceSet.outline``."""
+        # (Of a whole server each database has its own moment, and most are still to come.)
+        return self.finish() if self._url.database else None
+
     def finish(self) -> SourceRecord:
         """See ``SourceSet.finish``."""
         assert self._facts is not None and self._dump is not None

@@ -137,6 +137,18 @@ class MariaDBPhysicalSource:
                     return text
         return None
 
+    def outline(self) -> SourceRecord | None:
+        """See ``SourceSet.outline``."""
+        assert self._facts is not None and self._program is not None
+        return SourceRecord(
+            kind="mariadb+physical",
+            server=self._facts.version,
+            address=self._server.address,
+            state_of=self._state_of,
+            tools={"mariadb-backup": self._program.version},
+            cluster=True,
+        )
+
     def finish(self) -> SourceRecord:
         """See ``SourceSet.finish``."""
         assert self._facts is not None and self._program is not None

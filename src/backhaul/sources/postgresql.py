@@ -209,6 +209,11 @@ class PostgreSQLSource:
         )
         return NamedStream(name="globals", source=source, expect=(_CLUSTER_MARKER,), part=StreamPart(section=GLOBALS))
 
+    def outline(self) -> SourceRecord | None:
+        """See ``SourceSet.outline``."""
+        # (Of a whole server each database has its own moment, and most are still to come.)
+        return None if self._whole_server else self.finish()
+
     def finish(self) -> SourceRecord:
         """See ``SourceSet.finish``."""
         assert self._facts is not None and self._dump is not None

@@ -121,6 +121,19 @@ class PostgreSQLPhysicalSource:
         except psycopg.Error as error:
             raise questions.refused("Could not have the server keep its WAL during the backup", error) from error
 
+    def outline(self) -> SourceRecord | None:
+        """See ``SourceSet.outline``."""
+        assert self._facts is not None and self._program is not None
+        return SourceRecord(
+            kind="postgresql+physical",
+            server=self._facts.version,
+            address=self._server.address,
+            state_of=self._state_of,
+            tools={"pg_basebackup": self._program.version},
+            cluster=True,
+            settings=self._facts.kept_settings,
+        )
+
     def finish(self) -> SourceRecord:
         """See ``SourceSet.finish``."""
         assert self._facts is not None and self._program is not None and self._source is not None

@@ -53,6 +53,13 @@ class RedisSource:
         self._dump = _Dump(self._url)
         return (NamedStream(name="dump.rdb", source=self._dump, part=StreamPart(section=WHOLE)),)
 
+    def outline(self) -> SourceRecord | None:
+        """See ``SourceSet.outline``."""
+        assert self._dump is not None
+        return SourceRecord(
+            kind="redis", server=self._version, address=self._dump.address, state_of=self._state_of
+        )
+
     def finish(self) -> SourceRecord:
         """See ``SourceSet.finish``."""
         assert self._dump is not None

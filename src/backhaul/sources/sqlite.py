@@ -58,6 +58,12 @@ class SQLiteSource:
         """See ``SourceSet.open``. The copy is made as the stream starts."""
         return (NamedStream(name="database", source=self._copy, part=StreamPart(section=WHOLE)),)
 
+    def outline(self) -> SourceRecord | None:
+        """See ``SourceSet.outline``."""
+        return SourceRecord(
+            kind="sqlite", server=sqlite3.sqlite_version, address=self._path, state_of=self._copy.state_of
+        )
+
     def finish(self) -> SourceRecord:
         """See ``SourceSet.finish``."""
         copy = self._copy

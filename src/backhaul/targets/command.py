@@ -26,6 +26,9 @@ class CommandTarget:
         name: for messages, instead of the command itself.
         is_chatter, environment, discard_output: see ``Command``.
         may_stop_early: whether it may end well without having read everything: it looks for something, and has it.
+
+    Attributes:
+        exit_status: once it has ended by itself; negative for a signal.
     """
 
     def __init__(
@@ -49,6 +52,7 @@ class CommandTarget:
         self._on_error_line = on_error_line
         self._command: Command | None = None
         self._group: Supervisor | None = None
+        self.exit_status: int | None = None
 
     def start(self, raw_size: int, group: Supervisor) -> None:
         """See ``Target.start``."""
@@ -80,6 +84,7 @@ class CommandTarget:
                 self._command.kill()
                 raise self._failure("it closed its input and went on running", self._command.tail) from error
             status = self._command.wait()
+            self.exit_status = status.code
             if status.ok and self._may_stop_early:
                 self._ended_early = True
                 return
@@ -90,6 +95,7 @@ class CommandTarget:
         assert self._command is not None
         self._command.close_input()
         status = self._command.wait()
+        self.exit_status = status.code
         if not status.ok:
             raise self._failure(str(status), self._command.tail)
         self._command.release()

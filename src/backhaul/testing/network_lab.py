@@ -39,6 +39,7 @@ _NETWORK = "10.77.0"
 _BURST = 16_384  # bytes that a limit lets through at once, at least; else what it allows in 2 ms
 _QUEUE = 262_144  # bytes that wait before a limit, at least; else what it allows in 50 ms
 _RECORD = 10_000
+_NAMED = 'printf %s "$0" > /proc/sys/kernel/hostname && exec "$@"'
 _numbers = itertools.count(1)
 
 
@@ -76,8 +77,8 @@ class Host:
     def start(self, arguments: Sequence[str | os.PathLike[str]], **options: Any) -> subprocess.Popen[Any]:
         """Start a program on this host; ``options`` are ``Popen``'s.
 
-        ``ip netns exec`` becomes the program, so signals reach it. It sees this network's /etc/hosts, and a /sys
-        without cgroups; files are the machine's. What still runs when the laboratory is left is killed.
+        The process becomes the program, so signals reach it. It sees this host's name as the machine's, this
+        network's /etc/hosts, and a /sys without cgroups; other files are the machine's. What still runs when the laboratory is left is killed.
         """
         process: subprocess.Popen[Any] = subprocess.Popen(self.command(arguments), **options)
         self._lab.started.append(process)
@@ -96,7 +97,8 @@ class Host:
 
     def command(self, arguments: Sequence[str | os.PathLike[str]]) -> list[str]:
         """Return the command line that runs a program on this host."""
-        return ["ip", "netns", "exec", self.namespace, *(os.fspath(word) for word in arguments)]
+        named = ["unshare", "--uts", "sh", "-c", _NAMED, self.name]
+        return ["ip", "netns", "exec", self.namespace, *named, *(os.fspath(word) for word in arguments)]
 
     def sent(self) -> Traffic:
         """Return what this host has put on its cable so far, exactly."""

@@ -37,6 +37,7 @@ from backhaul.formats import catalog
 from backhaul.formats.file_names import shown
 from backhaul.formats.mirror_plan import PlanReader
 from backhaul.formats.quantities import format_duration
+from backhaul.model.memory import MemoryBound
 from backhaul.model.mirror import (
     DELTA,
     FILE,
@@ -55,7 +56,7 @@ from backhaul.model.mirror import (
     Entry,
     MirrorRecord,
 )
-from backhaul.model.results import MemoryBound, MirrorResult, Skipped
+from backhaul.model.results import MirrorResult, Skipped
 from backhaul.operations import memory
 from backhaul.operations.mirror.content import ChangedError
 from backhaul.operations.mirror.plan import PART_SIZE

@@ -1,0 +1,636 @@
+"""The sender's part of a session: its chunks, who takes part, who feeds whom, and what becomes of each.
+
+The sender seals each chunk once and keeps it in its log. From there it goes to the first of the chain, to the group by
+multicast, and to those that the sender has to feed by itself. What each receiver says of its place comes in over its
+control connection; the route is decided here, again and again, and told to those whom it changes.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import threading
+import time
+from collections.abc import Callable
+
+import msgspec
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+
+from backhaul import version
+from backhaul.errors import BackhaulError
+from backhaul.formats import fan_out_messages as messages
+from backhaul.formats.fan_out_messages import Hello, LinkDown, Ready, Received, Refusal, Status
+from backhaul.model.fan_out import (
+    COMPLETE,
+    DROPPED,
+    FAILED,
+    LOST,
+    READY,
+    RECEIVING,
+    SENDER,
+    WAITING,
+    Abort,
+    Member,
+    Receipt,
+    ReceiverFate,
+    SessionEnd,
+    Start,
+    StreamEnd,
+    Transport,
+)
+from backhaul.network.control import BEAT, SILENCE, ConnectionLostError, Control
+from backhaul.network.gathering import Arrival
+from backhaul.network.links import Feeder
+from backhaul.pipeline.chunk_log import ChunkLog, LogClosedError
+from backhaul.planning import chain
+from backhaul.planning.chain import Position
+from backhaul.transforms.seal import Sealer, SessionKeys
+
+_TICK = 0.1
+# Seconds between two tries of a link that does not work when there is no other way.
+_RETRY = 1.0
+# Seconds after which a link that was broken may be tried again: cables are plugged in again.
+_FORGIVEN = 60.0
+_DROP_AFTER = 5.0
+_BYE_PATIENCE = 5.0
+
+
+class NobodyLeftError(Exception):
+    """No receiver takes part any more."""
+
+
+class _Receiver:
+    def __init__(self, index: int, arrival: Arrival, *, late: bool) -> None:
+        self.index = index
+        self.name = arrival.name
+        self.control: Control = arrival.control
+        self.hello: Hello = arrival.hello
+        self.state = WAITING
+        self.transport: Transport = "chain"
+        self.late = late
+        self.from_store = False
+        self.status = Status(next=0)
+        self.moved_at = time.monotonic()
+        self.probes = -1
+        self.receipt: Receipt | None = None
+        self.reason = ""
+        self.remark = ""
+        self.fed_by: list[str] = []
+        self.caught_up = 0
+        self.dismissed = False
+        self.told: tuple[int, ...] | None = None
+
+    @property
+    def taking_part(self) -> bool:
+        return self.state == RECEIVING
+
+    @property
+    def member(self) -> Member:
+        return Member(
+            index=self.index,
+            name=self.name,
+            address=self.control.address,
+            port=self.hello.port,
+            udp_port=self.hello.udp_port,
+        )
+
+    def position(self, now: float) -> Position:
+        status = self.status
+        return Position(status.next, status.start, now - self.moved_at, bool(status.blocked))
+
+
+class SessionOptions(msgspec.Struct, frozen=True, kw_only=True):
+    """How a session treats its receivers.
+
+    Attributes:
+        slow: ``throttle``, or ``drop`` whoever holds up the others for more than a few seconds.
+        max_hold: seconds in all for which the dump may wait for slow receivers; then the slowest is dropped.
+        transport: how it is sent.
+        group: the multicast group's address, and its port.
+        group_port: see ``group``.
+        interface: this host's address on the network of the group; empty for the one that the way there has.
+        rate: bytes a second of multicast at most; None to find out.
+        parity: pieces for each one of parity; 0 for none.
+    """
+
+    slow: str = "throttle"
+    max_hold: float = 600.0
+    transport: Transport = "chain"
+    group: str = ""
+    group_port: int = 0
+    interface: str = ""
+    rate: float | None = None
+    parity: int = 0
+
+
+class SenderSession:
+    """See the module. ``condition`` is notified at each change of a receiver's state.
+
+    Args:
+        sender: this host's name.
+        log: for the session's chunks; closed by ``close``.
+        options: how to treat the receivers.
+        on_news: told what people may want to know, as it happens.
+    """
+
+    def __init__(
+        self,
+        sender: str,
+        log: ChunkLog,
+        options: SessionOptions,
+        on_news: Callable[[str], None] = lambda text: None,
+    ) -> None:
+        signer = Ed25519PrivateKey.generate()
+        self.keys = SessionKeys(os.urandom(16), os.urandom(32), signer.public_key().public_bytes_raw())
+        self.log = log
+        self.condition = threading.Condition()
+        self.store_reference: str | None = None
+        self.store_expected = False
+        self.receivers: list[_Receiver] = []
+        self.started = False
+        self.ended = False
+        self.probe = os.urandom(8)
+        self.payload = 0
+        self._sealer = Sealer(self.keys, signer)
+        self._seal_lock = threading.Lock()
+        self._chunks: dict[int, int] = {}
+        self._ends: list[StreamEnd] = []
+        self._sender = sender
+        self._options = options
+        self._on_news = on_news
+        self.on_left: Callable[[str], None] = lambda name: None
+        self._feeders: dict[int, Feeder] = {}
+        self._fed = 0
+        self._broken: dict[tuple[int, int], float] = {}
+        self._apart: set[int] = set()
+        self._order: list[int] = []
+        self._route: chain.Route = {SENDER: ()}
+        self._route_due: float | None = None
+        self._closed = threading.Event()
+        self._tick_lock = threading.Lock()
+        threading.Thread(target=self._watch, name="fan-out", daemon=True).start()
+
+    # -- who takes part ----------------------------------------------------------------------------------
+
+    @property
+    def ready(self) -> int:
+        """How many are ready to receive."""
+        with self.condition:
+            return sum(receiver.state == READY for receiver in self.receivers)
+
+    @property
+    def living(self) -> int:
+        """How many take part, or are complete."""
+        with self.condition:
+            return sum(receiver.state in (READY, RECEIVING, COMPLETE) for receiver in self.receivers)
+
+    def admit(self, arrival: Arrival) -> str:
+        """Take a receiver in; return the reason why not, or an empty text."""
+        if arrival.hello.busy:
+            return arrival.hello.busy
+        with self.condition:
+            if self._closed.is_set() or self.ended:
+                return "the session is over"
+            late = self.started
+            if late and self.log.start > 0 and not self.store_expected:
+                return (
+                    f"{arrival.name} came too late: what was sent first is not here any more. "
+                    "(send --spool DIR keeps it.)"
+                )
+            receiver = _Receiver(len(self.receivers), arrival, late=late)
+            receiver.transport = "chain" if late or not arrival.hello.udp_port else self._options.transport
+            self.receivers.append(receiver)
+        threading.Thread(target=self._listen, args=(receiver,), name=f"hear-{receiver.name}", daemon=True).start()
+        self._say(
+            receiver,
+            messages.Offer(
+                version=messages.VERSION,
+                sender=self._sender,
+                tool=f"backhaul {version.VERSION}",
+                session=self.keys.session,
+                key=self.keys.key,
+                signer=self.keys.signer,
+                index=receiver.index,
+                transport=receiver.transport,
+                group=self._options.group,
+                group_port=self._options.group_port,
+                probe=self.probe,
+            ),
+        )
+        return ""
+
+    def begin(self, start: Start) -> None:
+        """Send START: who is ready takes part."""
+        with self.condition:
+            self.started = True
+            for receiver in self.receivers:
+                if receiver.state == READY:
+                    self._enter(receiver)
+        self._append_signed(start)
+        self._plan_route()
+
+    def _enter(self, receiver: _Receiver) -> None:
+        receiver.state = RECEIVING
+        receiver.moved_at = time.monotonic()
+        if receiver.late and self.log.start > 0:
+            receiver.from_store = True
+            self._on_news(f"{receiver.name} came late: it gets the backup from the store once that is whole")
+        elif receiver.transport == "chain":
+            self._order.append(receiver.index)
+            if receiver.late:
+                tail = self._tail()
+                if tail is not None and tail.status.start > 0:
+                    self._apart.add(receiver.index)
+                self._on_news(f"{receiver.name} came late, and catches up")
+
+    def _tail(self) -> _Receiver | None:
+        chained = [node for node in self._order if node not in self._apart and self.receivers[node].taking_part]
+        return self.receivers[chained[-1]] if chained else None
+
+    # -- what is sent ------------------------------------------------------------------------------------
+
+    def put(self, stream: int, body: bytes | memoryview, raw: int, check: Callable[[], None]) -> None:
+        """Seal a piece of a stream, and have it sent. Waits while there is no room.
+
+        Args:
+            stream: its number.
+            body: the piece, encoded.
+            raw: its bytes, decoded.
+            check: called now and then while it waits; what it raises ends the waiting.
+
+        Raises:
+            NobodyLeftError: no receiver takes part any more.
+            LogClosedError: the session was closed.
+            OSError: the spool failed.
+        """
+        with self._seal_lock:
+            self._append(self._sealer.data(stream, body, raw), check)
+            self.payload += len(body)
+            self._chunks[stream] = self._chunks.get(stream, 0) + 1
+
+    def chunks_of(self, stream: int) -> int:
+        """Return how many chunks a stream had so far."""
+        return self._chunks.get(stream, 0)
+
+    def end_stream(self, end: StreamEnd, check: Callable[[], None]) -> None:
+        """Say that a stream was whole. Raises as ``put`` does."""
+        self._ends.append(end)
+        self._append_signed(end, check)
+
+    def end(self, make: Callable[[int, tuple[StreamEnd, ...]], SessionEnd], check: Callable[[], None]) -> None:
+        """Say that all was whole. Raises as ``put`` does.
+
+        Args:
+            make: given the number of chunks so far, and the streams' ends.
+            check: see ``put``.
+        """
+        ends = tuple(sorted(self._ends, key=lambda end: end.stream))
+        self._append_signed(make(self._sealer.number, ends), check)
+        with self.condition:
+            self.ended = True
+            self.condition.notify_all()
+
+    def abort(self, reason: str) -> None:
+        """Tell all that there will be no whole stream. Harmless after the end."""
+        with self.condition:
+            if self.ended or self._closed.is_set():
+                return
+            self.ended = True
+            receivers = [receiver for receiver in self.receivers if receiver.state in (WAITING, READY, RECEIVING)]
+        # Whoever seals has stopped by now, or does so when it next looks. (A number is never used twice.)
+        with self._seal_lock:
+            chunk = bytes(self._sealer.signed(Abort(reason=reason)))
+        for receiver in receivers:
+            begun = receiver.state == RECEIVING
+            self._say(receiver, messages.Signed(chunk=chunk) if begun else messages.Bye(reason=reason))
+            with self.condition:
+                receiver.reason = receiver.reason or reason
+                receiver.state = FAILED
+
+    def _append_signed(self, body: Start | StreamEnd | SessionEnd, check: Callable[[], None] = lambda: None) -> None:
+        with self._seal_lock:
+            self._append(self._sealer.signed(body), check)
+
+    def _append(self, chunk: bytearray, check: Callable[[], None]) -> None:
+        def look() -> None:
+            check()
+            if not self.living:
+                raise NobodyLeftError
+
+        if not self.living:
+            raise NobodyLeftError
+        self.log.append(chunk, check=look)
+
+    # -- what receivers say ------------------------------------------------------------------------------
+
+    def _listen(self, receiver: _Receiver) -> None:
+        try:
+            while True:
+                message = receiver.control.receive()
+                with self.condition:
+                    self._heard(receiver, message)
+                    self.condition.notify_all()
+        except ConnectionLostError as error:
+            if not receiver.dismissed:
+                self._lose(receiver, LOST, str(error))
+        except BackhaulError as error:
+            self._lose(receiver, FAILED, f"{error.what}: {error.why}")
+        finally:
+            receiver.control.release()
+
+    def _heard(self, receiver: _Receiver, message: messages.Message) -> None:
+        if isinstance(message, Status):
+            before, receiver.status = receiver.status, message
+            if message.received != before.received or message.next != before.next or message.blocked:
+                receiver.moved_at = time.monotonic()
+            self._on_status(receiver, message)
+        elif isinstance(message, Ready):
+            receiver.probes = message.probes
+            if receiver.state == WAITING:
+                if self.started:
+                    receiver.late = True
+                    self._enter(receiver)
+                    self._route_due = 0.0
+                else:
+                    receiver.state = READY
+        elif isinstance(message, Refusal):
+            receiver.state, receiver.reason = FAILED, message.reason
+            self._on_news(f"{receiver.name} does not take part: {message.reason}")
+        elif isinstance(message, LinkDown):
+            if 0 <= message.index < len(self.receivers):
+                self._link_down(receiver.index, message.index, message.reason, gone=message.gone)
+        elif isinstance(message, Received):
+            receiver.receipt = message.receipt
+            receiver.state = COMPLETE if message.receipt.outcome == "complete" else FAILED
+            receiver.reason = receiver.reason or message.receipt.reason
+            if receiver.state == FAILED:
+                self._on_news(f"{receiver.name} failed: {receiver.reason}")
+
+    def _on_status(self, receiver: _Receiver, status: Status) -> None:
+        """Hook for the multicast."""
+
+    def _lose(self, receiver: _Receiver, state: str, reason: str) -> None:
+        with self.condition:
+            if receiver.state in (WAITING, READY, RECEIVING):
+                receiver.state, receiver.reason = state, reason
+                self._on_news(f"{receiver.name} is {state}: {reason}")
+            self._apart.discard(receiver.index)
+            if receiver.index in self._order:
+                self._order.remove(receiver.index)
+            self._route_due = 0.0
+            self.condition.notify_all()
+        receiver.control.close()
+        self.on_left(receiver.name)
+
+    # -- the route ---------------------------------------------------------------------------------------
+
+    def _link_down(self, source: int, target: int, reason: str, *, gone: bool) -> None:
+        """Note that a link does not work. (The condition is held.)"""
+        receiver = self.receivers[target]
+        who = self._sender if source == SENDER else self.receivers[source].name
+        if target not in self._order or receiver.dismissed:
+            return
+        if gone:
+            if source == SENDER:
+                self._give_up_on(receiver)
+            else:
+                self._apart.add(target)
+                self._on_news(f"{receiver.name} is far behind {who}: it is fed from here until it has caught up")
+        else:
+            self._broken[source, target] = time.monotonic()
+            self._on_news(f"the link from {who} to {receiver.name} is broken: {reason}")
+        if source != SENDER:
+            self.receivers[source].told = None
+        self._route_due = time.monotonic() + (_RETRY if not gone and self._only_way(source, target) else 0.0)
+
+    def _only_way(self, source: int, target: int) -> bool:
+        return target in chain.route(self._order, self._broken, self._apart).get(source, ())
+
+    def _give_up_on(self, receiver: _Receiver) -> None:
+        """Nobody has any more what a receiver wants. (The condition is held.)"""
+        self._order.remove(receiver.index)
+        self._apart.discard(receiver.index)
+        if self.store_expected:
+            receiver.from_store = True
+            self._on_news(f"{receiver.name} is far behind: it gets the backup from the store once that is whole")
+            return
+        receiver.state = FAILED
+        receiver.reason = "it wants what nobody keeps any more (send --spool DIR keeps all)"
+        self._say(receiver, messages.Bye(reason=receiver.reason))
+
+    def _plan_route(self) -> None:
+        """Decide who feeds whom, and tell those whom it changes."""
+        with self.condition:
+            if not self.started or self._closed.is_set():
+                return
+            self._route_due = None
+            now = time.monotonic()
+            self._broken = {link: when for link, when in self._broken.items() if now - when < _FORGIVEN}
+            self._order = [node for node in self._order if self._fed_still(self.receivers[node])]
+            self._route = chain.route(self._order, self._broken, self._apart)
+            for node, successors in self._route.items():
+                for successor in successors:
+                    self._note_feeder(node, self.receivers[successor])
+            todo = [
+                (self.receivers[node], successors)
+                for node, successors in self._route.items()
+                if node != SENDER and self.receivers[node].told != successors
+            ]
+            for receiver, successors in todo:
+                receiver.told = successors
+            wanted = {node: self.receivers[node].member for node in self._route[SENDER]}
+        self._feed(wanted)
+        for receiver, successors in todo:
+            self._say(receiver, messages.Route(feeds=tuple(self.receivers[node].member for node in successors)))
+
+    def _fed_still(self, receiver: _Receiver) -> bool:
+        """Whether it is in the route: also when its consumer has failed, as long as it passes on."""
+        return receiver.state in (RECEIVING, COMPLETE, FAILED) and not receiver.dismissed
+
+    def _note_feeder(self, node: int, receiver: _Receiver) -> None:
+        name = self._sender if node == SENDER else self.receivers[node].name
+        if not receiver.fed_by or receiver.fed_by[-1] != name:
+            receiver.fed_by.append(name)
+
+    def _feed(self, wanted: dict[int, Member]) -> None:
+        """Have the sender's own links lead to these, and to no others."""
+        for index in [index for index in self._feeders if index not in wanted]:
+            feeder = self._feeders.pop(index)
+            self._settle(index, feeder)
+            feeder.stop()
+        for index, member in wanted.items():
+            if index not in self._feeders:
+                feeder = Feeder(self.log, member, self.keys, SENDER, self._feeder_down)
+                self._feeders[index] = feeder
+                feeder.start()
+
+    def _settle(self, index: int, feeder: Feeder) -> None:
+        self._fed += feeder.sent
+        if self.receivers[index].late:
+            self.receivers[index].caught_up += feeder.sent
+
+    def _feeder_down(self, feeder: Feeder, reason: str, gone: bool) -> None:
+        with self.condition:
+            index = feeder.member.index
+            if self._feeders.get(index) is feeder:
+                self._settle(index, self._feeders.pop(index))
+                self._link_down(SENDER, index, reason, gone=gone)
+                if self._route_due is None:
+                    self._route_due = time.monotonic() + _RETRY
+
+    @property
+    def fed(self) -> int:
+        """Bytes that the sender's links have carried."""
+        return self._fed + sum(feeder.sent for feeder in list(self._feeders.values()))
+
+    @property
+    def sent(self) -> int:
+        """Bytes that this host has put on the network: over links, to the group, and in messages."""
+        return self.fed + sum(receiver.control.sent for receiver in self.receivers)
+
+    def probe_group(self) -> None:
+        """Find out whom the multicast reaches."""
+
+    # -- the watch ---------------------------------------------------------------------------------------
+
+    def _watch(self) -> None:
+        beat = 0.0
+        while not self._closed.wait(_TICK):
+            now = time.monotonic()
+            try:
+                self._look(now)
+            except LogClosedError:
+                return
+            if now - beat >= BEAT:
+                beat = now
+                for receiver in list(self.receivers):
+                    if receiver.state in (WAITING, READY, RECEIVING) or self._fed_still(receiver):
+                        self._say(receiver, messages.Alive(highest=self.log.end - 1))
+
+    def _look(self, now: float) -> None:
+        with self.condition:
+            for receiver in self.receivers:
+                if receiver.state == RECEIVING and receiver.control.silent_for > SILENCE:
+                    receiver.control.close()  # its own thread finds out
+            positions = {node: self.receivers[node].position(now) for node in self._order}
+            route = {node: successors for node, successors in self._route.items() if node in (*positions, SENDER)}
+            route = {node: tuple(s for s in successors if s in positions) for node, successors in route.items()}
+            for source, target in chain.stalled(route, positions, self.log.end):
+                self.receivers[target].moved_at = now  # the new link has its time too
+                self._link_down(source, target, f"nothing came over it for {chain.LINK_PATIENCE:.0f} s", gone=False)
+            tail = self._tail()
+            for node in list(self._apart):
+                if tail is not None and chain.may_join(positions[node], positions[tail.index]):
+                    self._apart.discard(node)
+                    self._order.remove(node)
+                    self._order.append(node)
+                    self._on_news(f"{self.receivers[node].name} has caught up")
+                    self._route_due = 0.0
+            self._look_for_slow(route, positions)
+            due = self._route_due is not None and self._route_due <= now
+        if due:
+            self._plan_route()
+        self._dismiss()
+
+    def _look_for_slow(self, route: chain.Route, positions: dict[int, Position]) -> None:
+        """Drop whoever holds up the dump for longer than it may. (The condition is held.)"""
+        held, _ = self.log.blocked
+        if not held:
+            return
+        consumers = [node for node in positions if self.receivers[node].status.blocked == "consumer"]
+        for node in chain.culprits(route, positions, consumers):
+            receiver = self.receivers[node]
+            too_long = self.log.held_seconds + held > self._options.max_hold
+            if too_long or (self._options.slow == "drop" and receiver.status.blocked_for > _DROP_AFTER):
+                why = (
+                    f"the dump has waited for slow receivers for {self._options.max_hold:.0f} s (--max-hold)"
+                    if too_long
+                    else f"its consumer held up the others for {receiver.status.blocked_for:.0f} s (--slow drop)"
+                )
+                receiver.state, receiver.reason, receiver.dismissed = DROPPED, why, True
+                self._on_news(f"{receiver.name} is dropped: {why}")
+                self._say(receiver, messages.Bye(reason=why))
+                self._order.remove(node)
+                self._apart.discard(node)
+                self._route_due = 0.0
+                return
+
+    def _dismiss(self) -> None:
+        """Let those go that are done, once nobody needs them to pass on any more."""
+        with self.condition:
+            if not self.ended:
+                return
+            todo = []
+            behind = any(
+                r.state == RECEIVING and not r.from_store and r.status.next < self.log.end for r in self.receivers
+            )
+            for receiver in self.receivers:
+                if receiver.receipt is not None and not receiver.dismissed and not behind:
+                    receiver.dismissed = True
+                    todo.append(receiver)
+        for receiver in todo:
+            self._say(receiver, messages.Bye())
+
+    def send_to_store_readers(self, reference: str) -> None:
+        """Tell those that came too late that the backup is there now."""
+        with self.condition:
+            self.store_reference = reference
+            todo = [receiver for receiver in self.receivers if receiver.from_store and receiver.state == RECEIVING]
+        for receiver in todo:
+            self._say(receiver, messages.FromStore(reference=reference))
+
+    def no_store(self, reason: str) -> None:
+        """Tell those that wait for the backup in the store that there will be none."""
+        with self.condition:
+            self.store_expected = False
+            todo = [receiver for receiver in self.receivers if receiver.from_store and receiver.state == RECEIVING]
+            for receiver in todo:
+                receiver.state, receiver.reason = FAILED, reason
+        for receiver in todo:
+            self._say(receiver, messages.Bye(reason=reason))
+
+    def wait_for_receipts(self, check: Callable[[], None]) -> None:
+        """Wait until each one that takes part has said what became of it; ``check`` is called now and then."""
+        while True:
+            with self.condition:
+                if not any(receiver.state == RECEIVING for receiver in self.receivers):
+                    break
+                self.condition.wait(0.2)
+            check()
+        self._dismiss()
+
+    def close(self) -> None:
+        """End every link and connection."""
+        deadline = time.monotonic() + _BYE_PATIENCE
+        for receiver in self.receivers:
+            # Whoever was told goodbye closes; what it has to say until then is heard.
+            while receiver.dismissed and receiver.state == COMPLETE and not receiver.control.closed:
+                if time.monotonic() > deadline:
+                    break
+                time.sleep(0.01)
+        self._closed.set()
+        self._feed({})
+        self.log.close()
+        for receiver in self.receivers:
+            receiver.control.close()
+
+    def fates(self) -> tuple[ReceiverFate, ...]:
+        """Return what became of each, in the order in which they came."""
+        with self.condition:
+            return tuple(
+                ReceiverFate(
+                    name=receiver.name,
+                    state=receiver.state if receiver.state != RECEIVING else LOST,
+                    transport=receiver.transport,
+                    late=receiver.late,
+                    caught_up=receiver.caught_up,
+                    fed_by=tuple(receiver.fed_by),
+                    reason=receiver.reason or receiver.remark,
+                    receipt=receiver.receipt,
+                )
+                for receiver in self.receivers
+            )
+
+    def _say(self, receiver: _Receiver, message: messages.FromSender) -> None:
+        with contextlib.suppress(ConnectionLostError):  # its own thread finds out
+            receiver.control.send(message)
