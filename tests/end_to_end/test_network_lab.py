@@ -100,6 +100,7 @@ def lab() -> Iterator[Lab]:
 def test_hosts_reach_each_other_by_name_over_icmp_udp_multicast_and_tcp(lab: Lab) -> None:
     lab.host("primary").run(["ping", "-c1", "-W2", "b"], stdout=subprocess.DEVNULL)
     lab.host("b").run(["ping", "-c1", "-W2", "localhost"], stdout=subprocess.DEVNULL)
+    assert lab.host("b").run(["uname", "-n"], capture_output=True).stdout == b"b\n"
     receivers = [Receiver(lab, "a"), Receiver(lab, "b")]
     send(lab, "primary", count=3)
     send(lab, "primary", "a", count=2)

@@ -78,7 +78,8 @@ class Host:
         """Start a program on this host; ``options`` are ``Popen``'s.
 
         The process becomes the program, so signals reach it. It sees this host's name as the machine's, this
-        network's /etc/hosts, and a /sys without cgroups; other files are the machine's. What still runs when the laboratory is left is killed.
+        network's /etc/hosts, and a /sys without cgroups; other files are the machine's. What still runs when the
+        laboratory is left is killed.
         """
         process: subprocess.Popen[Any] = subprocess.Popen(self.command(arguments), **options)
         self._lab.started.append(process)
@@ -407,8 +408,6 @@ def _remove(names: Iterable[str]) -> None:
         if (_NAMESPACES / name).exists():
             subprocess.run(["ip", "netns", "delete", name], stderr=subprocess.DEVNULL, check=False)
         shutil.rmtree(_FILES / name, ignore_errors=True)
-    with contextlib.suppress(OSError):
-        _FILES.rmdir()  # not ours when it holds anything else
 
 
 def _inside(inodes: set[int]) -> Iterator[int]:
