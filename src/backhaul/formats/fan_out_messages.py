@@ -14,6 +14,7 @@ import msgspec
 
 from backhaul.errors import FormatError
 from backhaul.model.fan_out import Member, Receipt
+from backhaul.model.reception import Reception
 
 VERSION = 1
 LENGTH = struct.Struct(">I")
@@ -37,7 +38,6 @@ class Hello(_Message, frozen=True, kw_only=True, omit_defaults=True):
         tool: the program with its version.
         clock: seconds since 1970 at the moment of writing.
         port: TCP port for links.
-        udp_port: UDP port for what is sent to it alone; 0 for no multicast.
         free: bytes free where it keeps what it gets, or -1 where it keeps nothing.
         spool: bytes that may wait on its disk.
         wants: what it does with the stream, in words.
@@ -50,7 +50,6 @@ class Hello(_Message, frozen=True, kw_only=True, omit_defaults=True):
     tool: str
     clock: float
     port: int
-    udp_port: int = 0
     free: int = -1
     spool: int = 0
     wants: str = ""
@@ -59,9 +58,17 @@ class Hello(_Message, frozen=True, kw_only=True, omit_defaults=True):
 
 
 class Ready(_Message, frozen=True, kw_only=True, omit_defaults=True):
-    """It takes part. ``probes`` is how many of the sender's probes have come by multicast."""
+    """It takes part.
 
-    probes: int = 0
+    Attributes:
+        udp_port: for what is sent to it alone by UDP; 0 if it has not joined the group.
+        probes: how many of the sender's probes have come by multicast; -1 if it was not asked yet.
+        remark: why it has not joined, or empty.
+    """
+
+    udp_port: int = 0
+    probes: int = -1
+    remark: str = ""
 
 
 class Refusal(_Message, frozen=True, kw_only=True, omit_defaults=True):
@@ -82,8 +89,7 @@ class Status(_Message, frozen=True, kw_only=True, omit_defaults=True):
         blocked_for: seconds.
         upstream: the place of the one who feeds it; None for nobody.
         spooled: bytes that wait on its disk.
-        missing: pieces of chunks that it misses by multicast: number, first and last place of each run; a place of -1
-            means all of the chunk.
+        reception: what is here and missing by multicast; None without one.
     """
 
     next: int
@@ -94,7 +100,7 @@ class Status(_Message, frozen=True, kw_only=True, omit_defaults=True):
     blocked_for: float = 0.0
     upstream: int | None = None
     spooled: int = 0
-    missing: tuple[tuple[int, int, int], ...] = ()
+    reception: Reception | None = None
 
 
 class LinkDown(_Message, frozen=True, kw_only=True, omit_defaults=True):
@@ -115,7 +121,7 @@ class Received(_Message, frozen=True, kw_only=True, omit_defaults=True):
 
 
 class Offer(_Message, frozen=True, kw_only=True, omit_defaults=True):
-    """A session: its secrets, and how it is sent. ``group`` and ``group_port`` are those of the multicast."""
+    """A session: its secrets, and how it is sent. ``group``, ``group_port`` and ``parity`` are the multicast's."""
 
     version: int
     sender: str
@@ -127,6 +133,7 @@ class Offer(_Message, frozen=True, kw_only=True, omit_defaults=True):
     transport: str = "chain"
     group: str = ""
     group_port: int = 0
+    parity: int = 0
     probe: bytes = b""
 
 

@@ -37,14 +37,12 @@ class Member(msgspec.Struct, frozen=True, kw_only=True):
         name: as its key, or the roster, has it.
         address: where its predecessor finds it.
         port: the TCP port on which it takes links.
-        udp_port: the UDP port for what is sent to it alone; 0 if it takes part in no multicast.
     """
 
     index: Count
     name: str
     address: str
     port: Annotated[int, msgspec.Meta(ge=0, le=65535)]
-    udp_port: Annotated[int, msgspec.Meta(ge=0, le=65535)] = 0
 
 
 class FanOutStream(msgspec.Struct, frozen=True, kw_only=True):

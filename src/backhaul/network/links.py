@@ -44,6 +44,7 @@ class Feeder:
         index: the own place in the roster.
         on_down: told once when the link can't be opened, or has broken: why, and whether what the successor wants is
             not in the log any more.
+        until: the last chunk to pass on; None for all that there will be.
     """
 
     def __init__(
@@ -53,6 +54,8 @@ class Feeder:
         keys: SessionKeys,
         index: int,
         on_down: Callable[[Feeder, str, bool], None],
+        *,
+        until: int | None = None,
     ) -> None:
         self.member = member
         self.sent = 0
@@ -61,6 +64,7 @@ class Feeder:
         self._keys = keys
         self._index = index
         self._on_down = on_down
+        self._until = until
         self._stopped = False
         self._socket: socket.socket | None = None
         self._thread = threading.Thread(target=self._run, name=f"feed-{member.name}", daemon=True)
@@ -121,7 +125,7 @@ class Feeder:
         connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         connection.settimeout(_LOOK)
         number = reader.position
-        while not self._stopped:
+        while not self._stopped and (self._until is None or number <= self._until):
             self.next = number
             if not self._log.wait(number, _LOOK):
                 if _closed(connection):

@@ -1,17 +1,17 @@
 """Datagrams of a group, and those for this host alone, put together to chunks.
 
 What costs is Python's work for each datagram, so there is none where all goes well: the kernel joins the datagrams of
-one batch (GRO), and they are received in place. The first header is looked at before the batch is taken. Then the
-buffers are header, piece, header, piece, ..., the headers side by side in one block, each piece where it belongs if the
-batch goes on as it begins; one comparison of the block with the headers that should be there takes in all of it. In any
-other case the batch is put side by side again and looked at datagram by datagram; what lies in a chunk where nothing
-is noted as here does no harm.
+one batch (GRO), and they are received in place. The first header is looked at before the batch is taken. Then all of it
+goes where it belongs if it goes on as it begins: to its chunk, which has room for each datagram with its header. One
+comparison of these headers with those that should be there takes in the batch. In any other case it is put side by side
+again and looked at datagram by datagram; what lies in a chunk where nothing is noted as here does no harm.
 """
 
 from __future__ import annotations
 
 import select
 import socket
+import struct
 import threading
 import time
 from collections import Counter
@@ -53,7 +53,9 @@ _SMALL = 4
 _REORDERED = 0.003
 _MOST_TOKENS = 16
 _MOST_RANGES = 2_000
-_SIZES = header_block(piece_count(LARGEST_CHUNK))
+_BLOCK = header_block(piece_count(LARGEST_CHUNK))
+# The headers of so many datagrams that lie side by side.
+_HEADERS = [struct.Struct(f"{DATAGRAM.size}s{PIECE_SIZE}x" * count) for count in range(BATCH + 1)]
 
 
 class Taken(msgspec.Struct):
@@ -83,7 +85,7 @@ class _Expected:
     def __init__(self, chunk: PartialChunk, prefix: bytes) -> None:
         self.chunk = chunk
         self.prefix = prefix
-        headers = _SIZES[: chunk.pieces * DATAGRAM.size]
+        headers = _BLOCK[: chunk.pieces * DATAGRAM.size]
         fill_headers(headers, prefix, chunk.pieces)
         self.headers = headers
 
@@ -138,10 +140,6 @@ class MulticastReceiver:
         self._mark = (clock(), (0, 0))
         self._last_count = BATCH
         self._first = bytearray(DATAGRAM.size)
-        self._heads = bytearray(BATCH * DATAGRAM.size)
-        view = memoryview(self._heads)
-        self._head_views = [view[start : start + DATAGRAM.size] for start in range(0, len(view), DATAGRAM.size)]
-        self._head_runs = [view[: count * DATAGRAM.size] for count in range(BATCH + 1)]
         self._tail = memoryview(bytearray(_LARGEST_BATCH))
         self._group_socket = udp.group_socket(interface, group, port, buffer)
         try:
@@ -250,12 +248,11 @@ class MulticastReceiver:
 
     def _receive(self, sock: socket.socket) -> None:
         """Receive one batch."""
-        buffers = [self._tail]
         expected, place, room = self._look(sock) if self._last_count >= _SMALL else (None, 0, 0)
+        start = place * DATAGRAM_SIZE
+        buffers = [self._tail]
         if expected is not None and room:
-            buffers = buffers * (2 * room + 1)
-            buffers[:-1:2] = self._head_views[:room]
-            buffers[1:-1:2] = expected.chunk.slots(place, room)
+            buffers = [expected.chunk.frames[start : start + room * DATAGRAM_SIZE], self._tail]
         size, ancillary, _, _ = sock.recvmsg_into(buffers, udp.ANCILLARY)
         length = udp.GRO_SIZE.unpack(ancillary[0][2])[0] if ancillary else size
         count = -(-size // DATAGRAM_SIZE)
@@ -265,7 +262,9 @@ class MulticastReceiver:
             and 0 < count <= room
             and size == _bytes(expected.chunk, place, count)
             and length in {DATAGRAM_SIZE, size}
-            and expected.headers.startswith(self._head_runs[count], place * DATAGRAM.size)
+            and expected.headers.startswith(
+                b"".join(_HEADERS[count].unpack_from(expected.chunk.frames, start)), place * DATAGRAM.size
+            )
         ):
             self.taken.datagrams += count
             self._last_count = count
@@ -275,9 +274,9 @@ class MulticastReceiver:
             if not chunk.left:
                 self._finish(expected)
             return
-        if count < room:
-            buffers = buffers[: 2 * count]
-        data = buffers[0] if len(buffers) == 1 else memoryview(b"".join(buffers))
+        data = self._tail
+        if len(buffers) > 1:
+            data = memoryview(b"".join((buffers[0][:size], self._tail[: max(0, size - len(buffers[0]))])))
         length = max(1, length)
         for start in range(0, size, length):
             self._take(data[start : min(start + length, size)])

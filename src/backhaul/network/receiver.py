@@ -12,7 +12,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 
-from backhaul.errors import BackhaulError, IntegrityError
+from backhaul.errors import BackhaulError, ConfigurationError, IntegrityError
 from backhaul.formats import chunk
 from backhaul.formats import fan_out_messages as messages
 from backhaul.formats.chunk import Header
@@ -20,10 +20,15 @@ from backhaul.formats.fan_out_messages import Bye, FromStore, LinkDown, Offer, P
 from backhaul.model.fan_out import Abort, Member, Receipt
 from backhaul.network.control import ConnectionLostError, Control
 from backhaul.network.links import Feeder, Intake
+from backhaul.network.multicast_receiver import MulticastReceiver
 from backhaul.pipeline.chunk_log import ChunkLog, LogClosedError
+from backhaul.pipeline.supervisor import StoppedError, Supervisor
 from backhaul.transforms.seal import Opener, SessionKeys
 
 _TICK = 0.2
+# Seconds between two reports of one who receives by multicast, at least.
+_SHORTEST = 0.005
+_PROBES_LATE = 0.5
 # Seconds for which a receiver whose sender is gone goes on waiting for what others may still pass on to it.
 _ORPHAN_PATIENCE = 6.0
 _BYE_PATIENCE = 600.0
@@ -41,7 +46,7 @@ class ReceiverSession:
     """See the module.
 
     Args:
-        control: the connection to the sender; released at the end.
+        control: the connection to the sender; released at the end. Its own address is where a group is joined.
         offer: what the sender has said.
         listener: where links are taken; closed by ``close``.
         log: for the session's chunks; closed by ``close``.
@@ -66,28 +71,111 @@ class ReceiverSession:
         self._dismissed = threading.Event()
         self._closed = threading.Event()
         self._changed = threading.Event()
+        # One chunk is taken at a time, whichever way it came.
+        self._order = threading.Lock()
+        self._early: dict[int, tuple[Header, bytearray, memoryview]] = {}
+        self._multicast: MulticastReceiver | None = None
+        self._multicast_group: Supervisor | None = None
+        self._remark = ""
         self._intake = Intake(listener, self.keys, lambda: self.log.end, self._take, self._upstream_changed)
 
     def start(self) -> None:
-        """Begin: listen to the sender, and take links."""
+        """Begin: listen to the sender, take links, join the group, and say that this receiver is ready."""
         self._intake.start()
+        if self.offer.transport == "multicast":
+            self._join()
         threading.Thread(target=self._listen, name="hear-sender", daemon=True).start()
         threading.Thread(target=self._report, name="report", daemon=True).start()
+        self._say(self._ready())
+
+    def _ready(self, probes: int = -1) -> Ready:
+        port = self._multicast.own_port if self._multicast is not None else 0
+        return Ready(udp_port=port, probes=probes, remark=self._remark)
+
+    # -- by multicast ------------------------------------------------------------------------------------
+
+    def _join(self) -> None:
+        try:
+            self._multicast = MulticastReceiver(
+                self.keys,
+                interface=self._control.own_address,
+                group=self.offer.group,
+                port=self.offer.group_port,
+                on_chunk=self._take_whole,
+                parity=self.offer.parity,
+            )
+        except ConfigurationError as error:
+            self._remark = f"{error.what}: {error.why}"
+            return
+        threading.Thread(target=self._receive_group, args=(self._multicast,), name="group", daemon=True).start()
+
+    def _count_probes(self, sent: int) -> int:
+        """Return how many probes have come; what was sent before this was asked may come a moment after it."""
+        deadline = time.monotonic() + _PROBES_LATE
+        while self._multicast is not None:
+            count = self._multicast.probes(self.offer.probe)
+            if count >= sent or time.monotonic() > deadline:
+                return count
+            time.sleep(_SHORTEST)
+        return 0
+
+    def _receive_group(self, multicast: MulticastReceiver) -> None:
+        try:
+            with Supervisor("multicast") as group:
+                self._multicast_group = group
+                if self._closed.is_set():
+                    return
+                multicast.run(group)
+        except (LogClosedError, StoppedError):
+            pass
+        except OSError as error:
+            self.fail(f"the spool, or the multicast, failed: {error.strerror or error}")
+        finally:
+            multicast.close()
+
+    def _take_whole(self, number: int, data: bytearray) -> None:
+        """Take a chunk that was put together from datagrams: in any order."""
+        assert self._multicast is not None
+        try:
+            header = self._opener.header(data)
+            if header.number != number or header.size != len(data):
+                raise IntegrityError("A chunk is damaged", "it is another one than its pieces said", "")
+            body = self._opener.open(header, data)
+        except IntegrityError:
+            self._multicast.refetch(number)
+            self._changed.set()
+            return
+        with self._order:
+            if number >= self.log.end:
+                self._early[number] = (header, data, body)
+            self._append_early()
+
+    def _append_early(self) -> None:
+        """Keep what has come before its turn, as far as that is there now. (The order's lock is held.)"""
+        while (early := self._early.pop(self.log.end, None)) is not None:
+            self._append(*early)
 
     # -- what comes in -----------------------------------------------------------------------------------
 
     def _take(self, header: Header, data: bytearray, body: memoryview) -> None:
-        if header.number < self.log.end:
-            return  # it comes twice when a link is replaced
-        if header.number > self.log.end:
-            raise IntegrityError("The link skips chunks", f"{header.number} came, {self.log.end} is next", "")
+        with self._order:
+            if header.number < self.log.end:
+                return  # it comes twice when a link is replaced, or by multicast too
+            if header.number > self.log.end:
+                raise IntegrityError("The link skips chunks", f"{header.number} came, {self.log.end} is next", "")
+            self._append(header, data, body)
+            self._append_early()
+
+    def _append(self, header: Header, data: bytearray, body: memoryview) -> None:
         self.log.append(data, body)
         if header.kind == chunk.SESSION_END:
             self._whole = True
-        self._changed.set()
+        if self._multicast is not None:
+            self._multicast.set_next(self.log.end)
+            self._changed.set()
 
     def _upstream_changed(self, index: int | None, reason: str) -> None:
-        self._changed.set()
+        """(Whoever feeds, or the sender, has seen it too; what is missing is told by each report.)"""
 
     def _listen(self) -> None:
         try:
@@ -120,16 +208,12 @@ class ReceiverSession:
                 self._reference = message.reference
                 self.log.condition.notify_all()
         elif isinstance(message, Probed):
-            self._say(Ready(probes=self.probes()))
+            self._say(self._ready(self._count_probes(message.count)))
         elif isinstance(message, Bye):
             if message.reason:
                 self.fail(f"the sender has let go of this host: {message.reason}")
             self._goodbye = not message.reason
             self._dismissed.set()
-
-    def probes(self) -> int:
-        """How many of the sender's probes have come by multicast."""
-        return 0
 
     def fail(self, reason: str) -> None:
         """End the stream here: it will not be whole."""
@@ -165,13 +249,17 @@ class ReceiverSession:
     # -- reports -----------------------------------------------------------------------------------------
 
     def _report(self) -> None:
-        while not self._closed.wait(_TICK):
+        while not self._closed.is_set():
+            # By multicast the sender goes no further ahead than it is told that all have come.
+            self._changed.wait(_TICK)
+            self._changed.clear()
             self._say(self.status())
+            self._closed.wait(_SHORTEST if self._multicast is not None else _TICK)
 
     @property
     def received(self) -> int:
-        """Bytes that have come over links."""
-        return self._intake.received
+        """Bytes that have come, over links and by multicast."""
+        return self._intake.received + (self._multicast.taken.bytes if self._multicast is not None else 0)
 
     @property
     def passed_on(self) -> int:
@@ -186,12 +274,13 @@ class ReceiverSession:
         return Status(
             next=self.log.end,
             start=self.log.start,
-            received=self._intake.received,
+            received=self.received,
             taken=self._reader.position,
             blocked=waits_for,
             blocked_for=round(seconds, 2),
             upstream=self._intake.upstream,
             spooled=self.log.spooled,
+            reception=self._multicast.reception() if self._multicast is not None else None,
         )
 
     def _say(self, message: messages.FromReceiver) -> None:
@@ -279,5 +368,7 @@ class ReceiverSession:
                 feeder.stop()
             self._feeders.clear()
         self._intake.stop()
+        if self._multicast_group is not None:
+            self._multicast_group.stop()
         self._control.close()
         self.log.close()

@@ -41,6 +41,7 @@ from backhaul.model.fan_out import (
 from backhaul.network.control import BEAT, SILENCE, ConnectionLostError, Control
 from backhaul.network.gathering import Arrival
 from backhaul.network.links import Feeder
+from backhaul.network.multicast import Multicast
 from backhaul.pipeline.chunk_log import ChunkLog, LogClosedError
 from backhaul.planning import chain
 from backhaul.planning.chain import Position
@@ -53,6 +54,10 @@ _RETRY = 1.0
 _FORGIVEN = 60.0
 _DROP_AFTER = 5.0
 _BYE_PATIENCE = 5.0
+_PROBES = 50
+_PROBE_PATIENCE = 3.0
+# Seconds for which one receiver may hold up a multicast without being short of room.
+_GROUP_PATIENCE = 5.0
 
 
 class NobodyLeftError(Exception):
@@ -79,6 +84,7 @@ class _Receiver:
         self.caught_up = 0
         self.dismissed = False
         self.told: tuple[int, ...] | None = None
+        self.udp_port = 0
 
     @property
     def taking_part(self) -> bool:
@@ -91,7 +97,6 @@ class _Receiver:
             name=self.name,
             address=self.control.address,
             port=self.hello.port,
-            udp_port=self.hello.udp_port,
         )
 
     def position(self, now: float) -> Position:
@@ -149,7 +154,7 @@ class SenderSession:
         self.receivers: list[_Receiver] = []
         self.started = False
         self.ended = False
-        self.probe = os.urandom(8)
+        self.probe = os.urandom(16)
         self.payload = 0
         self._sealer = Sealer(self.keys, signer)
         self._seal_lock = threading.Lock()
@@ -167,7 +172,7 @@ class SenderSession:
         self._route: chain.Route = {SENDER: ()}
         self._route_due: float | None = None
         self._closed = threading.Event()
-        self._tick_lock = threading.Lock()
+        self._multicast: Multicast | None = None
         threading.Thread(target=self._watch, name="fan-out", daemon=True).start()
 
     # -- who takes part ----------------------------------------------------------------------------------
@@ -198,7 +203,7 @@ class SenderSession:
                     "(send --spool DIR keeps it.)"
                 )
             receiver = _Receiver(len(self.receivers), arrival, late=late)
-            receiver.transport = "chain" if late or not arrival.hello.udp_port else self._options.transport
+            receiver.transport = "chain" if late else self._options.transport
             self.receivers.append(receiver)
         threading.Thread(target=self._listen, args=(receiver,), name=f"hear-{receiver.name}", daemon=True).start()
         self._say(
@@ -214,6 +219,7 @@ class SenderSession:
                 transport=receiver.transport,
                 group=self._options.group,
                 group_port=self._options.group_port,
+                parity=self._options.parity,
                 probe=self.probe,
             ),
         )
@@ -226,8 +232,14 @@ class SenderSession:
             for receiver in self.receivers:
                 if receiver.state == READY:
                     self._enter(receiver)
+            by_group = {r.index: (r.control.address, r.udp_port) for r in self.receivers if self._in_group(r)}
+        if by_group and self._multicast is not None:
+            self._multicast.start(self.log, by_group)
         self._append_signed(start)
         self._plan_route()
+
+    def _in_group(self, receiver: _Receiver) -> bool:
+        return receiver.state == RECEIVING and receiver.transport == "multicast"
 
     def _enter(self, receiver: _Receiver) -> None:
         receiver.state = RECEIVING
@@ -289,6 +301,8 @@ class SenderSession:
         with self.condition:
             self.ended = True
             self.condition.notify_all()
+        if self._multicast is not None:
+            self._multicast.end(self.log.end)
 
     def abort(self, reason: str) -> None:
         """Tell all that there will be no whole stream. Harmless after the end."""
@@ -345,7 +359,8 @@ class SenderSession:
                 receiver.moved_at = time.monotonic()
             self._on_status(receiver, message)
         elif isinstance(message, Ready):
-            receiver.probes = message.probes
+            receiver.probes, receiver.udp_port = message.probes, message.udp_port
+            receiver.remark = message.remark
             if receiver.state == WAITING:
                 if self.started:
                     receiver.late = True
@@ -367,7 +382,8 @@ class SenderSession:
                 self._on_news(f"{receiver.name} failed: {receiver.reason}")
 
     def _on_status(self, receiver: _Receiver, status: Status) -> None:
-        """Hook for the multicast."""
+        if self._multicast is not None and receiver.transport == "multicast" and status.reception is not None:
+            self._multicast.report(receiver.index, status.reception)
 
     def _lose(self, receiver: _Receiver, state: str, reason: str) -> None:
         with self.condition:
@@ -377,6 +393,8 @@ class SenderSession:
             self._apart.discard(receiver.index)
             if receiver.index in self._order:
                 self._order.remove(receiver.index)
+            if self._multicast is not None:
+                self._multicast.remove(receiver.index)
             self._route_due = 0.0
             self.condition.notify_all()
         receiver.control.close()
@@ -486,10 +504,66 @@ class SenderSession:
     @property
     def sent(self) -> int:
         """Bytes that this host has put on the network: over links, to the group, and in messages."""
-        return self.fed + sum(receiver.control.sent for receiver in self.receivers)
+        multicast = self._multicast.sent if self._multicast is not None else 0
+        return self.fed + multicast + sum(receiver.control.sent for receiver in self.receivers)
 
     def probe_group(self) -> None:
-        """Find out whom the multicast reaches."""
+        """Find out whom the multicast reaches; those that it does not get the chain.
+
+        Raises:
+            ConfigurationError: this host can't multicast there.
+        """
+        if self._options.transport != "multicast":
+            return
+        with self.condition:
+            asked = [receiver for receiver in self.receivers if receiver.state == READY]
+        if not asked:
+            return
+        self._multicast = Multicast(
+            self.keys,
+            interface=self._options.interface or asked[0].control.own_address,
+            group=self._options.group,
+            port=self._options.group_port,
+            rate=self._options.rate,
+            parity=self._options.parity,
+            on_damaged=self._send_again,
+        )
+        self._multicast.probe(self.probe, _PROBES)
+        for receiver in asked:
+            self._say(receiver, messages.Probed(count=_PROBES))
+        deadline = time.monotonic() + _PROBE_PATIENCE
+        with self.condition:
+            while any(r.probes < 0 and r.state == READY for r in asked) and time.monotonic() < deadline:
+                self.condition.wait(0.05)
+            for receiver in asked:
+                if receiver.probes < _PROBES // 2:
+                    receiver.transport = "chain"
+                    receiver.remark = receiver.remark or (
+                        f"multicast did not reach it ({max(0, receiver.probes)} of {_PROBES} probes came): by the chain"
+                    )
+                    self._on_news(f"{receiver.name}: {receiver.remark}")
+
+    def _send_again(self, index: int, number: int) -> None:
+        """Send a receiver over TCP what was damaged on its way: up to that chunk, and no further."""
+        member = self.receivers[index].member
+        Feeder(self.log, member, self.keys, SENDER, lambda feeder, reason, gone: None, until=number).start()
+
+    def _look_at_group(self) -> None:
+        """Move whoever the multicast does not reach any more to the chain. (The condition is held.)"""
+        held = self._multicast.held_up if self._multicast is not None else None
+        if held is None or held[1] < _GROUP_PATIENCE:
+            return
+        receiver = self.receivers[held[0]]
+        if receiver.state != RECEIVING or receiver.status.blocked:
+            return
+        assert self._multicast is not None
+        self._multicast.remove(receiver.index)
+        receiver.transport = "chain"
+        receiver.remark = f"multicast did not reach it for {_GROUP_PATIENCE:.0f} s: by the chain from then on"
+        receiver.moved_at = time.monotonic()
+        self._order.append(receiver.index)
+        self._on_news(f"{receiver.name}: {receiver.remark}")
+        self._route_due = 0.0
 
     # -- the watch ---------------------------------------------------------------------------------------
 
@@ -526,20 +600,21 @@ class SenderSession:
                     self._order.append(node)
                     self._on_news(f"{self.receivers[node].name} has caught up")
                     self._route_due = 0.0
-            self._look_for_slow(route, positions)
+            self._look_at_group()
+            self._look_for_slow()
             due = self._route_due is not None and self._route_due <= now
         if due:
             self._plan_route()
         self._dismiss()
 
-    def _look_for_slow(self, route: chain.Route, positions: dict[int, Position]) -> None:
+    def _look_for_slow(self) -> None:
         """Drop whoever holds up the dump for longer than it may. (The condition is held.)"""
         held, _ = self.log.blocked
         if not held:
             return
-        consumers = [node for node in positions if self.receivers[node].status.blocked == "consumer"]
-        for node in chain.culprits(route, positions, consumers):
-            receiver = self.receivers[node]
+        for receiver in self.receivers:
+            if receiver.state != RECEIVING or receiver.status.blocked != "consumer":
+                continue
             too_long = self.log.held_seconds + held > self._options.max_hold
             if too_long or (self._options.slow == "drop" and receiver.status.blocked_for > _DROP_AFTER):
                 why = (
@@ -550,8 +625,11 @@ class SenderSession:
                 receiver.state, receiver.reason, receiver.dismissed = DROPPED, why, True
                 self._on_news(f"{receiver.name} is dropped: {why}")
                 self._say(receiver, messages.Bye(reason=why))
-                self._order.remove(node)
-                self._apart.discard(node)
+                if receiver.index in self._order:
+                    self._order.remove(receiver.index)
+                self._apart.discard(receiver.index)
+                if self._multicast is not None:
+                    self._multicast.remove(receiver.index)
                 self._route_due = 0.0
                 return
 
@@ -609,6 +687,8 @@ class SenderSession:
                     break
                 time.sleep(0.01)
         self._closed.set()
+        if self._multicast is not None:
+            self._multicast.close()
         self._feed({})
         self.log.close()
         for receiver in self.receivers:

@@ -32,7 +32,7 @@ from backhaul.errors import (
 )
 from backhaul.formats import chunk, names
 from backhaul.formats.age_keys import Identity
-from backhaul.formats.fan_out_messages import VERSION, Alive, Bye, Hello, Offer, Ready, Refusal
+from backhaul.formats.fan_out_messages import VERSION, Alive, Bye, Hello, Offer, Refusal
 from backhaul.formats.redaction import redact_command
 from backhaul.formats.roster import Host
 from backhaul.formats.source_url import parse_source_url
@@ -326,7 +326,6 @@ class _Reception:
             log = ChunkLog(self._options.memory, space=space, opened_ahead=memory.OPENED_AHEAD)
             session = ReceiverSession(self._control, offer, self._listener, log)
             session.start()
-            self._control.send(Ready())
             return self._receive(session)
         except ConnectionLostError as error:
             raise _lost(f"the connection to {self._control.name} is lost: {error}") from error

@@ -159,28 +159,25 @@ class ChunkLog:
             LogClosedError: the log was closed.
             OSError: the spool failed otherwise than by being full.
         """
-        with self.condition:
-            began = time.monotonic()
-            try:
-                while not self._closed and not self._make_room(len(chunk)):
+        began = time.monotonic()
+        try:
+            while True:
+                with self.condition:
+                    if self._closed:
+                        raise LogClosedError
+                    if self._make_room(len(chunk)):
+                        self._add(chunk, opened)
+                        return
                     if self._blocked_since is None:
                         self._blocked_since = began
                     self.condition.wait(_LOOK)
-                    check()
-            finally:
+                # (Without the lock: whoever is asked may hold one of its own, and want this one.)
+                check()
+        finally:
+            with self.condition:
                 if self._blocked_since is not None:
                     self.held_seconds += time.monotonic() - self._blocked_since
                     self._blocked_since = None
-            if self._closed:
-                raise LogClosedError
-            if opened is not None and self._opened + len(opened) <= self._opened_ahead:
-                self._opened += len(opened)
-            else:
-                opened = None
-            self._entries.append(_Entry(chunk, opened))
-            self._held += len(chunk)
-            self.end += 1
-            self.condition.notify_all()
 
     def close(self) -> None:
         """Wake everybody who waits, and give memory and disk back."""
@@ -256,6 +253,16 @@ class ChunkLog:
 
     def _start(self) -> int:
         return self._files[0].first if self._files else self.end - len(self._entries)
+
+    def _add(self, chunk: bytearray, opened: memoryview | None) -> None:
+        if opened is not None and self._opened + len(opened) <= self._opened_ahead:
+            self._opened += len(opened)
+        else:
+            opened = None
+        self._entries.append(_Entry(chunk, opened))
+        self._held += len(chunk)
+        self.end += 1
+        self.condition.notify_all()
 
     def _make_room(self, size: int) -> bool:
         while self._entries and self._held + size > self._memory:

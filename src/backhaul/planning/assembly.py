@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from backhaul.formats.chunk import HEADER_SIZE, LARGEST_BODY, PIECE_SIZE, TAG_SIZE
+from backhaul.formats.chunk import DATAGRAM, DATAGRAM_SIZE, HEADER_SIZE, LARGEST_BODY, PIECE_SIZE, TAG_SIZE
 from backhaul.model.reception import Gap
 from backhaul.planning import parity as parities
 
@@ -16,6 +16,12 @@ LARGEST_CHUNK = HEADER_SIZE + LARGEST_BODY
 _MOST_PIECES = -(-LARGEST_CHUNK // PIECE_SIZE)
 _ONES = memoryview(b"\1" * _MOST_PIECES)
 _SLICES = [slice(place * PIECE_SIZE, (place + 1) * PIECE_SIZE) for place in range(_MOST_PIECES)]
+_SLOTS = [
+    slice(start + DATAGRAM.size, start + DATAGRAM_SIZE)
+    for start in range(0, _MOST_PIECES * DATAGRAM_SIZE, DATAGRAM_SIZE)
+]
+# Buffers of chunks that are whole are kept for those to come: fresh megabytes cost page faults.
+_MOST_SPARE = 4
 # A chunk that nothing is known of counts as so many lost pieces until one of another size was seen.
 _USUAL_PIECES = 1
 
@@ -30,6 +36,11 @@ def piece_length(size: int, place: int) -> int:
     return min(PIECE_SIZE, size - place * PIECE_SIZE)
 
 
+def frames_size(size: int) -> int:
+    """Return the bytes of the datagrams of a chunk of so many bytes, were the last one as long as the others."""
+    return piece_count(size) * DATAGRAM_SIZE
+
+
 def pieces_of(chunk: memoryview, place: int, count: int) -> list[memoryview]:
     """Return so many of a chunk's pieces, from a place on, as views of it.
 
@@ -40,21 +51,23 @@ def pieces_of(chunk: memoryview, place: int, count: int) -> list[memoryview]:
 
 
 class PartialChunk:
-    """A chunk, as far as its pieces are here.
+    """A chunk, as far as its pieces are here: a place for each of its datagrams, header and piece, side by side.
 
     Attributes:
         number, size, pieces: which it is, its bytes and how many pieces they are.
         left: pieces that are not here.
         top: one more than the highest place of those that are here.
+        frames: ``DATAGRAM_SIZE`` bytes for each datagram, for whoever puts several there directly and then says so by
+            ``arrived``. The headers there are nobody's.
     """
 
-    def __init__(self, number: int, size: int, parity: int = 0) -> None:
+    def __init__(self, number: int, size: int, parity: int = 0, buffer: bytearray | None = None) -> None:
         self.number = number
         self.size = size
         self.pieces = self.left = piece_count(size)
         self.top = 0
-        self._data = bytearray(size)
-        self._view = memoryview(self._data)
+        self.buffer = bytearray(frames_size(size)) if buffer is None else buffer
+        self.frames = memoryview(self.buffer)[: frames_size(size)]
         self._here = bytearray(self.pieces)
         self._parity = parity
         self._parity_pieces: dict[int, bytes] = {}
@@ -64,10 +77,6 @@ class PartialChunk:
         end = min(self.pieces, place + most)
         taken = self._here.find(1, place, end)
         return (end if taken < 0 else taken) - place
-
-    def slots(self, place: int, count: int) -> list[memoryview]:
-        """Return where these pieces belong, for whoever fills them in and then says so by ``arrived``."""
-        return pieces_of(self._view, place, count)
 
     def arrived(self, place: int, count: int) -> None:
         """Note that so many pieces, none of which was here (``room``), were put into their slots."""
@@ -84,7 +93,7 @@ class PartialChunk:
         """
         if place >= self.pieces:
             return self._put_parity(place, data)
-        slot = self._view[_SLICES[place]]
+        slot = self._slot(place)
         if len(data) != len(slot):
             raise ValueError(f"piece {place} of {len(data)} bytes")
         if self._here[place]:
@@ -112,9 +121,14 @@ class PartialChunk:
         return tuple(ranges)
 
     def take(self) -> bytearray:
-        """Return the chunk's bytes, once none is left; nothing is to be put in any more."""
-        self._view.release()
-        return self._data
+        """Return the chunk's bytes, once none is left."""
+        pieces = list(map(self.frames.__getitem__, _SLOTS[: self.pieces]))
+        pieces[-1] = self._slot(self.pieces - 1)
+        return bytearray().join(pieces)
+
+    def _slot(self, place: int) -> memoryview:
+        start = place * DATAGRAM_SIZE + DATAGRAM.size
+        return self.frames[start : start + piece_length(self.size, place)]
 
     def _put_parity(self, place: int, data: memoryview) -> bool:
         column = place - self.pieces
@@ -131,8 +145,8 @@ class PartialChunk:
         gone = [place for place in places if not self._here[place]]
         if len(gone) != 1 or column not in self._parity_pieces:
             return
-        others = [self._view[_SLICES[place]] for place in places if place != gone[0]]
-        slot = self._view[_SLICES[gone[0]]]
+        others = [self._slot(place) for place in places if place != gone[0]]
+        slot = self._slot(gone[0])
         slot[:] = parities.recover(others, self._parity_pieces.pop(column), len(slot))
         self.arrived(gone[0], 1)
 
@@ -140,8 +154,9 @@ class PartialChunk:
 class Assembly:
     """The chunks of a session that are on their way.
 
-    The memory is at most ``memory`` bytes of chunks that are not whole, and a chunk more: the next one is always let
-    in, or nothing would ever move again; the highest one is given up for it.
+    The memory is at most ``memory`` bytes for the datagrams of chunks that are not whole, and buffers for more of them,
+    and a chunk more if that alone is larger: the next one is always let in, or nothing would ever move again; the
+    highest ones are given up for it.
 
     Args:
         window: so many chunk numbers, from the next one on, are taken.
@@ -164,6 +179,7 @@ class Assembly:
         self._memory = memory
         self._parity = parity
         self._used = 0
+        self._spare: list[bytearray] = []
         self._open: dict[int, PartialChunk] = {}
         self._whole: set[int] = set()
         self._damaged: set[int] = set()
@@ -171,7 +187,7 @@ class Assembly:
 
     @property
     def used(self) -> int:
-        """Bytes of the chunks that are not whole."""
+        """Bytes of the buffers of chunks that are not whole."""
         return self._used
 
     @property
@@ -201,15 +217,28 @@ class Assembly:
             return chunk if chunk.size == size else None
         if not HEADER_SIZE + TAG_SIZE <= size <= LARGEST_CHUNK or not self.wants(number):
             return None
-        while self._used + size > self._memory and self._open:
+        need = frames_size(size)
+        while self._used + need > self._memory and self._open:
             top = max(self._open)
             if number != self.next or top == number:
                 return None
             self._drop(top)
-        chunk = self._open[number] = PartialChunk(number, size, self._parity)
-        self._used += size
+        chunk = self._open[number] = PartialChunk(number, size, self._parity, self._buffer(need))
         self._usual = chunk.pieces
         return chunk
+
+    def _buffer(self, need: int) -> bytearray:
+        """Return a buffer of at least so many bytes: a spare one that there is memory for, or a new one."""
+        most = max(need, self._memory - self._used)
+        buffer = min((one for one in self._spare if need <= len(one) <= most), key=len, default=None)
+        if buffer is None:
+            buffer = bytearray(need)
+        else:
+            self._spare = [one for one in self._spare if one is not buffer]
+        self._used += len(buffer)
+        while self._spare and self._used + sum(map(len, self._spare)) > self._memory:
+            self._spare.pop(0)
+        return buffer
 
     def seen(self, number: int, place: int) -> None:
         """Note that a piece of that place came, or (place 0) that the chunks below that number were all sent."""
@@ -281,7 +310,8 @@ class Assembly:
     def _drop(self, number: int) -> None:
         chunk = self._open.pop(number, None)
         if chunk is not None:
-            self._used -= chunk.size
+            self._used -= len(chunk.buffer)
+            self._spare = [*self._spare[1 - _MOST_SPARE :], chunk.buffer]
 
 
 def places(ranges: Sequence[tuple[int, int]], pieces: int) -> int:

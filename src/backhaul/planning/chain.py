@@ -103,17 +103,6 @@ def stalled(feeds: Route, positions: Mapping[int, Position], end: int) -> list[t
     return found
 
 
-def culprits(feeds: Route, positions: Mapping[int, Position], consumers: Collection[int]) -> list[int]:
-    """Return the receivers that hold up the sender: whose own consumer is behind, with no room left.
-
-    Args:
-        feeds: the route.
-        positions: of every receiver in it.
-        consumers: those that say that their consumer is what they wait for.
-    """
-    return [node for node in feeds if node != SENDER and node in consumers and positions[node].blocked]
-
-
 def may_join(position: Position, tail: Position) -> bool:
     """Tell whether a late receiver has caught up enough for the last one of the chain to go on feeding it."""
     return position.next >= tail.start + (tail.next - tail.start) // 4 or position.next >= tail.next
