@@ -11,7 +11,15 @@ from hypothesis import strategies as st
 from backhaul.formats.chunk import DATAGRAM, HEADER_SIZE, PIECE_SIZE, TAG_SIZE, fill_headers, header_block
 from backhaul.model.reception import Gap, Reception
 from backhaul.planning import parity
-from backhaul.planning.assembly import LARGEST_CHUNK, Assembly, PartialChunk, piece_count, piece_length, places
+from backhaul.planning.assembly import (
+    LARGEST_CHUNK,
+    Assembly,
+    PartialChunk,
+    frames_size,
+    piece_count,
+    piece_length,
+    places,
+)
 from backhaul.planning.pace import Pace
 from backhaul.planning.repair import RepairPlanner
 from backhaul.transforms.datagram_proof import DatagramProof
@@ -35,7 +43,7 @@ def test_chunks_come_together_from_pieces_in_any_order_and_twice(data: st.DataOb
     chunks = [numbers.randbytes(size) for size in sizes]
     sent = [(number, place) for number, chunk in enumerate(chunks) for place in range(piece_count(len(chunk)))]
     order = data.draw(st.permutations(sent + data.draw(st.lists(st.sampled_from(sent), max_size=20))))
-    assembly = Assembly(len(chunks), sum(sizes))
+    assembly = Assembly(len(chunks), sum(map(frames_size, sizes)))
     whole: dict[int, bytearray] = {}
     for number, place in order:
         chunk = assembly.chunk(number, len(chunks[number]))
@@ -72,7 +80,7 @@ def test_the_first_writer_wins() -> None:
 
 
 def test_what_is_outside_allocates_nothing() -> None:
-    assembly = Assembly(4, 10 * PIECE_SIZE)
+    assembly = Assembly(4, frames_size(10 * PIECE_SIZE))
     assembly.set_next(10)
     for number, size in [
         (9, PIECE_SIZE),
@@ -90,15 +98,19 @@ def test_what_is_outside_allocates_nothing() -> None:
     assert assembly.chunk(12, 5 * PIECE_SIZE) is None  # of another size
     # The next one is let in at the cost of the highest, or nothing would ever move.
     assert assembly.chunk(10, 6 * PIECE_SIZE) is not None
-    assert not assembly.is_open(12) and assembly.used == 6 * PIECE_SIZE
+    assert not assembly.is_open(12) and assembly.used == frames_size(6 * PIECE_SIZE)
 
 
 @given(st.lists(st.tuples(st.integers(0, 40), st.integers(0, 20 * PIECE_SIZE), st.integers(0, 30)), max_size=60))
 def test_memory_is_bounded_whatever_comes(asked: list[tuple[int, int, int]]) -> None:
-    assembly = Assembly(8, 30 * PIECE_SIZE)
+    memory = frames_size(30 * PIECE_SIZE)
+    assembly = Assembly(8, memory)
     for number, size, next_ in asked:
-        assembly.chunk(number, size)
-        assert assembly.used <= 30 * PIECE_SIZE
+        chunk = assembly.chunk(number, size)
+        assert assembly.used <= memory
+        if chunk is not None and next_ % 3 == 0:
+            assembly.whole(chunk)
+            assert len(chunk.take()) == size
         assembly.set_next(next_)
 
 

@@ -24,7 +24,9 @@ WINDOW_BYTES = 32 << 20
 _PIECES_A_TURN = 16 * 44
 _REPAIRS_A_TURN = 512
 _TURN = 0.005
+# While nothing is sent, how far the chunks went is said after so many seconds, and then less and less often.
 _IDLE = 0.02
+_MOST_IDLE = 1.0
 # A stretch that tells a rate has at least so many pieces, sent in at least so many seconds.
 _STRETCH = 400
 _STRETCH_SECONDS = 0.02
@@ -117,6 +119,7 @@ class MulticastLoop:
         self._delay = 0.0
         self._rate_since = clock()
         self._sent_at = self._planned_at = clock()
+        self._idle = _IDLE
         self._held_since: float | None = None
         self._held_by = -1
         self._finished = False
@@ -152,7 +155,10 @@ class MulticastLoop:
             self._news.notify()
 
     def add(self, index: int, address: Address, next_: int) -> None:
-        """Take in a receiver that has what is below ``next_``, or gets it another way."""
+        """Take in a receiver that has what is below ``next_``, or gets it another way.
+
+        What others have had for long is not sent again for it: ``next_`` should not be far behind them.
+        """
 
         def change() -> None:
             self._members[index] = _Member(address, next_)
@@ -188,14 +194,19 @@ class MulticastLoop:
             while True:
                 group.check()
                 self._take_news()
-                if not self._members or (self._end is not None and self._lowest >= self._end):
-                    self._finished = bool(self._members)
+                if self._is_over():
                     return
                 self._repair()
                 if not self._send_fresh():
                     self._beat()
         except LogClosedError:
             group.check()
+
+    def _is_over(self) -> bool:
+        if self._members and (self._end is None or any(one.next < self._end for one in self._members.values())):
+            return False
+        self._finished = bool(self._members)
+        return True
 
     def _take_news(self) -> None:
         with self._news:
@@ -302,6 +313,7 @@ class MulticastLoop:
             self._number += 1
             self._outgoing = self._pending = None
         self._sent_at = self._clock()
+        self._idle = _IDLE
         return True
 
     def _has_next(self) -> bool:
@@ -338,6 +350,7 @@ class MulticastLoop:
     def _beat(self) -> None:
         """Say now and then how far the chunks went, while nothing follows that would show what is missing."""
         now = self._clock()
-        if self._number and now - self._sent_at >= _IDLE:
+        if self._number and now - self._sent_at >= self._idle:
             self._sender.highest(self._number - 1)
             self._sent_at = now
+            self._idle = min(_MOST_IDLE, 2 * self._idle)

@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterator, Sequence
 
 import msgspec
 
+from backhaul.errors import FailedError
 from backhaul.formats.chunk import DATAGRAM, DATAGRAM_SIZE, PIECE_SIZE, fill_headers, header_block
 from backhaul.network import udp
 from backhaul.pipeline.token_bucket import TokenBucket
@@ -84,6 +85,7 @@ class MulticastSender:
 
     Raises:
         ConfigurationError: this host has no such address.
+        FailedError: from whatever sends: the kernel refuses to, for another reason than that a link is down.
     """
 
     def __init__(
@@ -201,7 +203,7 @@ class MulticastSender:
                     self.sent.unsent += count
                     return
                 else:
-                    raise
+                    raise _failed(to, error) from error
             else:
                 self.sent.datagrams += count
                 self.sent.bytes += size
@@ -215,13 +217,21 @@ class MulticastSender:
             self.sent.datagrams += 1
         except OSError as error:
             if error.errno not in _LOST:
-                raise
+                raise _failed(to, error) from error
             self.sent.unsent += 1
 
     def _wait(self, seconds: float) -> None:
         # Sleeping takes longer than it was asked to: what is shorter is left to add up in the bucket.
         if seconds >= _SHORTEST_SLEEP:
             self.sleep(seconds)
+
+
+def _failed(to: Address, error: OSError) -> FailedError:
+    return FailedError(
+        f"Nothing can be sent to {to[0]} port {to[1]}",
+        error.strerror or str(error),
+        "Look at this host's interface and firewall, or send by chain.",
+    )
 
 
 def _slices(buffers: Sequence[bytes | memoryview], size: int) -> Iterator[Sequence[bytes | memoryview]]:

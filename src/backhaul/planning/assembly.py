@@ -229,7 +229,7 @@ class Assembly:
 
     def _buffer(self, need: int) -> bytearray:
         """Return a buffer of at least so many bytes: a spare one that there is memory for, or a new one."""
-        most = max(need, self._memory - self._used)
+        most = max(need, min(2 * need, self._memory - self._used))
         buffer = min((one for one in self._spare if need <= len(one) <= most), key=len, default=None)
         if buffer is None:
             buffer = bytearray(need)
