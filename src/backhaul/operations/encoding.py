@@ -28,6 +28,8 @@ from backhaul.transforms.encrypt import StreamKey
 
 MARKER_WINDOW = 4 << 10
 HEAD_SIZE = 64
+# What is passed on uncompressed is read in blocks that stay in the processor's cache until they are sealed.
+_PASSED_BLOCK = 512 << 10
 
 
 class Transcript(msgspec.Struct, frozen=True):
@@ -70,7 +72,8 @@ class StreamEncoder:
         progress: counters to keep up to date.
         key: what the stream is encrypted with, or None.
         on_settled: told when the transcript is there, before the stream's takers are told of its end.
-        tap: given every frame as it is made, unsealed, with its raw size; it may wait. None for nobody.
+        tap: given every frame as it is made, unsealed, with its raw size; it may wait, and keeps nothing of it. None
+            for nobody.
         stored: whether anybody stores the stream: else nothing of what would be stored is made or hashed.
     """
 
@@ -86,7 +89,7 @@ class StreamEncoder:
         progress: StreamProgress,
         key: StreamKey | None = None,
         on_settled: Callable[[], None] = lambda: None,
-        tap: Callable[[bytes, int], None] | None = None,
+        tap: Callable[[bytes | memoryview, int], None] | None = None,
         stored: bool = True,
     ) -> None:
         self._on_settled = on_settled
@@ -113,6 +116,9 @@ class StreamEncoder:
 
     def start(self, tee: Tee) -> None:
         """Start the threads: the stream goes into the tee, and its end too if it is a good one."""
+        if not self._framed and not self._stored:
+            self._group.start(lambda: self._pass_through(tee), "pass-through")
+            return
         window = memory.push_window(self._workers)
         pool = BufferPool(self._group, window + 1, compress.FRAME_SIZE)
 
@@ -134,19 +140,42 @@ class StreamEncoder:
             pieces = self._sealed(pieces, self._key)
         self._group.start(lambda: self._assemble(pieces, tee), "assemble")
 
+    def _pass_through(self, tee: Tee) -> None:
+        """Hand on what is neither compressed nor stored, as it is read: in one thread, out of one buffer."""
+        assert self._tap is not None
+        buffer = memoryview(bytearray(_PASSED_BLOCK))
+        while True:
+            size = self._fill(buffer)
+            if size:
+                self._take_note(buffer[:size])
+                self._tap(buffer[:size], size)
+                self._progress.stored += size
+            if size < len(buffer):
+                break
+        self._producer = self._checked_producer()
+        self._assemble((), tee)
+
+    def _fill(self, buffer: memoryview) -> int:
+        """Read until the buffer is full or the stream ends; return the bytes read."""
+        size = 0
+        while size < len(buffer) and (count := self._source.read_into(buffer[size:])):
+            size += count
+            self._progress.raw += count
+        return size
+
+    def _take_note(self, block: memoryview) -> None:
+        """Hash what was read, and keep the stream's beginning and end."""
+        self.head = self.head or bytes(block[:HEAD_SIZE])
+        self._raw_digest.feed(block)
+        self._tail = (self._tail + bytes(block[-MARKER_WINDOW:]))[-MARKER_WINDOW:]
+
     def _blocks(self, pool: BufferPool) -> Iterator[_Block]:
         """Read the stream in blocks; its end is only its end when the producer says so too."""
         while True:
             buffer = pool.take()
-            size = 0
-            while size < len(buffer) and (count := self._source.read_into(buffer[size:])):
-                size += count
-                self._progress.raw += count
+            size = self._fill(buffer)
             if size:
-                block = buffer[:size]
-                self.head = self.head or bytes(block[:HEAD_SIZE])
-                self._raw_digest.feed(block)
-                self._tail = (self._tail + bytes(block[-MARKER_WINDOW:]))[-MARKER_WINDOW:]
+                self._take_note(buffer[:size])
                 yield _Block(buffer, size)
             if size < len(buffer):
                 break
@@ -215,7 +244,7 @@ class StreamEncoder:
     def _assemble(self, pieces: Iterable[bytes], tee: Tee) -> None:
         """Put the pieces into every queue, and settle what the stream is."""
         digest = StreamDigest()
-        size = 0
+        size = self._progress.stored
         for piece in pieces:
             size += len(piece)
             self._progress.stored = size

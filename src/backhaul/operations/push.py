@@ -487,12 +487,12 @@ class _Push:
         """Start a stream's producer, and what takes its bytes from there to every destination."""
         group = self.group
         stream.source.start(group)
-        tap: Callable[[bytes, int], None] | None = None
+        tap: Callable[[bytes | memoryview, int], None] | None = None
         if self.fan_out is not None:
             self._begin_fan_out(self.fan_out)
             put = self.fan_out.put
 
-            def tap(piece: bytes, raw: int) -> None:
+            def tap(piece: bytes | memoryview, raw: int) -> None:
                 put(stream.name, piece, raw, group.check)
 
         deliveries = []
