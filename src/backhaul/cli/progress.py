@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 
 from backhaul.cli.output import console
 from backhaul.formats.quantities import format_duration, format_size
+from backhaul.model.fan_out import COMPLETE, DROPPED, FAILED, LOST
 from backhaul.operations.progress import (
     DestinationProgress,
     MirrorProgress,
@@ -73,6 +74,7 @@ class _PushView:
                 f"{destination.series}: {destination.state}, {format_size(destination.sent)} sent,"
                 f" {format_size(sent)}/s{_besides(destination)}"
             )
+        parts += [f"{name}: {state}{f', {behind}' if behind else ''}" for name, state, behind in p.receivers]
         return "; ".join(parts)
 
     def render(self) -> RenderableType:
@@ -107,6 +109,13 @@ class _PushView:
                 f"out {format_size(destination.sent)} at {format_size(rate)}/s{_besides(destination)}",
                 Text(destination.state, style=style),
             )
+        for name, state, behind in p.receivers:
+            done = state in (COMPLETE, FAILED, LOST, DROPPED)
+            style = {COMPLETE: "green", FAILED: "red", LOST: "red", DROPPED: "red"}.get(state, "")
+            bar = ProgressBar(
+                total=1 if done else None, completed=1 if done else 0, width=10, pulse=not done, animation_time=now
+            )
+            table.add_row(bar, Text(_shortened(name), style="bold"), behind, Text(state, style=style))
         return Group(summary, table)
 
 
@@ -143,8 +152,8 @@ class _PullView:
         table = Table.grid(padding=(0, 1))
         table.add_row(
             ProgressBar(total=p.total or None, completed=p.raw, width=30, pulse=not p.total, animation_time=now),
-            f"{format_size(p.raw)} of {format_size(p.total)}",
-            f"fetched {format_size(p.stored)}",
+            f"{format_size(p.raw)} of {format_size(p.total)}" if p.total else format_size(p.raw),
+            f"fetched {format_size(p.stored)}" if p.stored else "",
             f"{format_size(rate)}/s",
             left,
         )

@@ -151,7 +151,7 @@ def push(
     acknowledged, and the manifest was written; until then no listing shows it.
     """
     from backhaul.cli.progress import push_progress
-    from backhaul.cli.send import incomplete, news
+    from backhaul.cli.send import News, incomplete
     from backhaul.formats.roster import SCHEME
     from backhaul.operations.databases import SourceOptions, source_of
     from backhaul.operations.fan_out_settings import fan_out_at
@@ -208,11 +208,13 @@ def push(
     rosters = [text for text in series if text.startswith(SCHEME)]
     if len(rosters) > 1:
         raise UsageError("push has two rosters", " ".join(rosters), "Write one: send:db2,db3")
-    fan_out = fan_out_at(rosters[0], news(quiet)) if rosters else None
+    say = News(quiet or as_json)
+    fan_out = fan_out_at(rosters[0], say) if rosters else None
     places = [text for text in series if text not in rosters]
     progress = PushProgress()
     try:
         with push_progress(progress, quiet=quiet or as_json) as on_error_line:
+            say.through = on_error_line
             source: Source | SourceSet
             if from_ is not None:
                 reading = SourceOptions(streams=streams, count=not no_counts)

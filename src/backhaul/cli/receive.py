@@ -9,7 +9,7 @@ import click
 from backhaul.cli.command import TAIL, TailCommand, option_json
 from backhaul.cli.keys import load_identities, option_identity
 from backhaul.cli.output import ReportedError, announce, console, print_error, print_json
-from backhaul.cli.send import news, option_key
+from backhaul.cli.send import News, option_key
 from backhaul.errors import BackhaulError, FailedError, IncompleteError, UsageError
 from backhaul.formats.quantities import format_duration, format_size, parse_duration, parse_size
 from backhaul.formats.roster import RECEIVER_PORT, SENDER_PORT, parse_host, parse_listen
@@ -133,12 +133,13 @@ def receive(
         identities=load_identities(identity),
     )
     credentials = credentials_of(key, insecure_plain=insecure_plain, name=name)
-    say = news(quiet)
+    say = News(quiet or as_json)
     if insecure_plain:
         say("without keys (--insecure-plain): whoever reaches this host can send to it, and others can read what comes")
     if from_ is not None:
         progress = PullProgress()
         with pull_progress(progress, "received", quiet=quiet or as_json) as on_error_line:
+            say.through = on_error_line
             result = operation.receive(
                 parse_host(from_, SENDER_PORT),
                 credentials,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import datetime as dt
 import sys
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -156,11 +157,13 @@ def send(
         )
     if settings["spool_size"] is not None and settings["spool"] is None:
         raise UsageError("--spool-size has no spool", "no --spool DIR is given", "Name the directory with --spool DIR.")
-    fan_out = fan_out_of(hosts, min_receivers=min_receivers, on_news=news(quiet), **settings)
+    say = News(quiet or as_json)
+    fan_out = fan_out_of(hosts, min_receivers=min_receivers, on_news=say, **settings)
     options = PushOptions(name=name, compress=compress, expect=expect, allow_empty=allow_empty, workers=workers)
     progress = PushProgress()
     try:
         with push_progress(progress, quiet=quiet or as_json) as on_error_line:
+            say.through = on_error_line
             source: Source | SourceSet
             if from_ is not None:
                 reading = SourceOptions(streams=streams, count=not no_counts)
@@ -226,17 +229,25 @@ def print_receivers(result: FanOutResult) -> None:
         out.print(line.append(f"  ({', '.join(remarks)})" if remarks else "", "dim"))
 
 
-def news(quiet: bool) -> Callable[[str], None]:
-    """Return what prints a line of news, with its time, to stderr; or what prints nothing."""
-    if quiet:
-        return lambda text: None
+class News:
+    """Says what happens, a line each with its time, on stderr; nothing if ``quiet``.
 
-    def say(text: str) -> None:
-        import datetime as dt
+    While progress is shown the lines go ``through`` what does not tear it.
+    """
 
-        console().print(f"{dt.datetime.now().astimezone():%H:%M:%S} {text}", style="dim", markup=False, highlight=False)
+    def __init__(self, quiet: bool) -> None:
+        self._quiet = quiet
+        self.through: Callable[[bytes], None] | None = None
 
-    return say
+    def __call__(self, text: str) -> None:
+        """Say it."""
+        if self._quiet:
+            return
+        line = f"{dt.datetime.now().astimezone():%H:%M:%S} {text}"
+        if self.through is not None:
+            self.through(line.encode(errors="replace"))
+        else:
+            console().print(line, style="dim", markup=False)
 
 
 def _check(hosts: str | None, min_receivers: int | None, settings: Mapping[str, Any], *, as_json: bool) -> None:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import math
 import threading
 import time
+from collections import deque
 from collections.abc import Callable, Mapping
 from typing import Protocol
 
@@ -29,7 +31,8 @@ _IDLE = 0.02
 _MOST_IDLE = 1.0
 # A stretch that tells a rate has at least so many pieces, sent in at least so many seconds.
 _STRETCH = 400
-_STRETCH_SECONDS = 0.02
+_STRETCH_SECONDS = 0.04
+_DELAYS = 300
 _LEAST_SETTLE = 0.02
 _MOST_SETTLE = 2.0
 # So many chunks that every receiver has are remembered, for what reports say of them later.
@@ -63,6 +66,17 @@ class _Member:
         self.next = next_
         self.judged = self.first = next_
         self.lost = self.lost_before = 0
+        # The shortest time from a chunk's sending to the report that has judged it: in this stretch, in those before.
+        self.delay = math.inf
+        self.delays: deque[float] = deque(maxlen=_DELAYS)
+
+    def queue(self) -> float:
+        """Return the seconds that chunks of this stretch were longer on their way than others at best."""
+        if self.delay == math.inf:
+            return 0.0
+        self.delays.append(self.delay)
+        self.delay = math.inf
+        return self.delays[-1] - min(self.delays)
 
 
 class MulticastLoop:
@@ -244,6 +258,7 @@ class MulticastLoop:
             last = self._chunks.get(judged - 1)
             if last is not None:
                 delay = now - last.ended
+                member.delay = min(member.delay, delay)
                 self._delay = max(delay, 0.9 * self._delay + 0.1 * delay)
 
     def _observe(self) -> None:
@@ -263,7 +278,8 @@ class MulticastLoop:
                 (self._became(member) for member in self._members.values()), key=lambda one: one[1] / one[0]
             )
             before = self._pace.rate
-            self._pace.observe(pieces, lost, sum(chunk.size for chunk in chunks) / seconds)
+            queue = max(member.queue() for member in self._members.values())
+            self._pace.observe(pieces, lost, sum(chunk.size for chunk in chunks) / seconds, queue)
             if self._pace.rate != before:
                 self._sender.rate = self._pace.rate
                 self._rate_since = self._clock()

@@ -31,7 +31,6 @@ _SHORTEST = 0.005
 _PROBES_LATE = 0.5
 # Seconds for which a receiver whose sender is gone goes on waiting for what others may still pass on to it.
 _ORPHAN_PATIENCE = 6.0
-_BYE_PATIENCE = 600.0
 
 
 class SessionLostError(Exception):
@@ -346,12 +345,12 @@ class ReceiverSession:
                 return
             time.sleep(_TICK / 2)
 
-    def send_receipt(self, receipt: Receipt, patience: float = _BYE_PATIENCE) -> bool:
+    def send_receipt(self, receipt: Receipt, patience: float | None = None) -> bool:
         """Tell the sender the end, and wait until nobody needs this receiver any more.
 
         Args:
             receipt: what to say.
-            patience: seconds to wait at most.
+            patience: seconds to wait at most; None for as long as the sender is there.
 
         Returns:
             Whether the sender has it.

@@ -589,6 +589,13 @@ class SenderSession:
             positions = {node: self.receivers[node].position(now) for node in self._order}
             route = {node: successors for node, successors in self._route.items() if node in (*positions, SENDER)}
             route = {node: tuple(s for s in successors if s in positions) for node, successors in route.items()}
+            # What has nothing to wait for does not stall: a dump may say nothing for an hour.
+            for node, successors in route.items():
+                have = self.log.end if node == SENDER else positions[node].next
+                for successor in successors:
+                    if have <= positions[successor].next:
+                        self.receivers[successor].moved_at = now
+                        positions[successor] = self.receivers[successor].position(now)
             for source, target in chain.stalled(route, positions, self.log.end):
                 self.receivers[target].moved_at = now  # the new link has its time too
                 self._link_down(source, target, f"nothing came over it for {chain.LINK_PATIENCE:.0f} s", gone=False)
@@ -693,6 +700,24 @@ class SenderSession:
         self.log.close()
         for receiver in self.receivers:
             receiver.control.close()
+
+    def overview(self) -> list[tuple[str, str, str]]:
+        """Return each receiver's name, its state, and what it waits for, or how far it is behind."""
+        with self.condition:
+            result = []
+            for receiver in self.receivers:
+                behind, status = self.log.end - receiver.status.next, receiver.status
+                if receiver.state != RECEIVING:
+                    where = ""
+                elif status.blocked == "consumer":
+                    where = f"its consumer holds it up for {status.blocked_for:.0f} s"
+                elif behind > 0:
+                    where = f"{behind} chunks behind"
+                else:
+                    waiting = status.next - status.taken
+                    where = f"{waiting} chunks wait for its consumer" if waiting > 1 else "up to date"
+                result.append((receiver.name, receiver.state, where))
+            return result
 
     def fates(self) -> tuple[ReceiverFate, ...]:
         """Return what became of each, in the order in which they came."""

@@ -129,6 +129,15 @@ class FanOut:
         """For how long the dump has waited for receivers so far."""
         return self.session.log.held_seconds if self.session is not None else 0.0
 
+    def overview(self) -> list[tuple[str, str, str]]:
+        """Return each receiver's name, its state, and where it is, for people."""
+        if self.session is None:
+            return [(host.name, "waiting", "") for host in self.options.hosts]
+        known = {name: (name, state, where) for name, state, where in self.session.overview()}
+        for host in self.options.hosts:
+            known.setdefault(host.name, (host.name, "waiting", ""))
+        return list(known.values())
+
     # -- before the dump ---------------------------------------------------------------------------------
 
     def gather(self, *, store_expected: bool, sleep: Callable[[float], None] = time.sleep) -> None:

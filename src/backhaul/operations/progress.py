@@ -69,6 +69,11 @@ class PushProgress:
         self.fan_out: FanOut | None = None
 
     @property
+    def receivers(self) -> list[tuple[str, str, str]]:
+        """Each receiver's name, its state, and what else is to be said of it."""
+        return self.fan_out.overview() if self.fan_out is not None else []
+
+    @property
     def raw(self) -> int:
         """Bytes in, over all streams."""
         return sum(stream.raw for stream in self.streams)
