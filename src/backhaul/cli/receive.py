@@ -45,6 +45,7 @@ said that the dump ended well. What comes is passed on to the next host before i
 @click.option("--replace", is_flag=True, help="With --into: replace what is there, once the restored is whole.")
 @click.option("--globals", "globals_", is_flag=True, help="With --into: make the roles that are missing.")
 @click.option("--no-owner", is_flag=True, help="With --into postgresql: everything belongs to who restores.")
+@click.option("--counts", is_flag=True, help="With --into a database: count its rows, and compare with the original's.")
 @click.option("--spool", metavar="DIR", help="Keep there what the command has not taken yet: nobody waits for it then.")
 @click.option("--spool-size", metavar="SIZE", help="Most bytes there.  [default: 100G]")
 @click.option("--memory", metavar="SIZE", help="Keep so much of the stream in memory.  [default: 256M]")
@@ -78,6 +79,7 @@ def receive(
     replace: bool,
     globals_: bool,
     no_owner: bool,
+    counts: bool,
     spool: str | None,
     spool_size: str | None,
     memory: str | None,
@@ -115,8 +117,10 @@ def receive(
             "--json writes there too" if as_json else "that is for one session, into a pipe or file",
             "Use -o FILE or -- COMMAND.",
         )
-    if into is None and (replace or globals_ or no_owner):
-        raise UsageError("--replace, --globals and --no-owner belong to --into", "it is not given", "Leave them out.")
+    if into is None and (replace or globals_ or no_owner or counts):
+        raise UsageError(
+            "--replace, --globals, --no-owner and --counts belong to --into", "it is not given", "Leave them out."
+        )
     if unit:
         _print_unit(listen)
         return
@@ -125,6 +129,7 @@ def receive(
         command=tuple(command or ()),
         into=into,
         restoring=RestoreOptions(replace=replace, globals_=globals_, no_owner=no_owner),
+        counts=counts,
         spool=spool,
         spool_size=parse_size(spool_size) if spool_size is not None else operation.DEFAULT_SPOOL_SIZE,
         memory=parse_size(memory) if memory is not None else operation.DEFAULT_MEMORY,

@@ -123,10 +123,14 @@ def _pattern(name: str) -> str:
 
 
 def _postgresql_rows(server: PostgreSQLServer, record: DatabaseRecord) -> DrillCheck:
+    return compare_counts(record.name, record.tables, _postgresql_counts(server, record.name))
+
+
+def _postgresql_counts(server: PostgreSQLServer, database: str) -> dict[str, int | str]:
     import psycopg
 
     found: dict[str, int | str] = {}
-    with contextlib.closing(server.connect(record.name)) as connection:
+    with contextlib.closing(server.connect(database)) as connection:
         tables, _ = postgresql.tables_of(connection)
         for table in tables:
             if table.kind not in ("table", "view"):
@@ -135,7 +139,44 @@ def _postgresql_rows(server: PostgreSQLServer, record: DatabaseRecord) -> DrillC
                 found[table.name] = postgresql.count_rows(connection, table)
             except psycopg.Error as error:
                 found[table.name] = str(error).splitlines()[0]
-    return compare_counts(record.name, record.tables, found)
+    return found
+
+
+def _mariadb_counts(server: MariaDBServer, database: str) -> dict[str, int | str]:
+    import pymysql
+
+    found: dict[str, int | str] = {}
+    with contextlib.closing(server.connect()) as connection:
+        now, _ = mariadb.database_record(connection, database)
+        for table in now.tables:
+            if table.kind == "table":
+                name = f"{mariadb.quoted(database)}.{mariadb.quoted(table.name)}"
+                try:
+                    found[table.name] = int(mariadb.rows(connection, f"select count(*) from {name}")[0][0])
+                except pymysql.Error as error:
+                    found[table.name] = mariadb.words(error)
+    return found
+
+
+def count_restored(url: SourceUrl, record: DatabaseRecord) -> tuple[dict[str, int | str], DrillCheck]:
+    """Count the rows of a database that one was restored into, and compare them with those of the original.
+
+    Args:
+        url: the server, PostgreSQL or MariaDB, and the database there; the original's name if it names none.
+        record: the original.
+
+    Returns:
+        Rows by table, or a text where they could not be counted; and whether they are those of the original.
+
+    Raises:
+        ConfigurationError: the server can't be reached.
+    """
+    name = url.database or record.name
+    if url.kind == "postgresql":
+        found = _postgresql_counts(PostgreSQLServer(url), name)
+    else:
+        found = _mariadb_counts(MariaDBServer(url), name)
+    return found, compare_counts(name, record.tables, found)
 
 
 def _ask_postgresql(server: PostgreSQLServer, database: str | None, statement: str, expected: str) -> DrillCheck:

@@ -192,6 +192,7 @@ class ReceiveResult(msgspec.Struct, frozen=True, kw_only=True):
         file: where it was kept, or empty.
         consumer: what read it, or empty.
         exit_status: the command's, or None.
+        rows: rows by ``database/table`` after the restore, where they were asked for.
         receipt_taken: whether the sender knows.
         failed: what could not be done with it, in words.
         remarks: what its operator may want to know.

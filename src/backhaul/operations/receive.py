@@ -23,6 +23,7 @@ from pathlib import Path
 import msgspec
 
 from backhaul import version
+from backhaul.databases.proofs import count_restored
 from backhaul.errors import (
     BackhaulError,
     ConfigurationError,
@@ -37,6 +38,7 @@ from backhaul.formats.redaction import redact_command
 from backhaul.formats.roster import Host
 from backhaul.formats.source_url import parse_source_url
 from backhaul.model.fan_out import Receipt, ReceivedStream, ReceiveResult, SessionEnd, Start, StreamEnd
+from backhaul.model.manifest import SourceRecord
 from backhaul.network.authority import SEND
 from backhaul.network.control import SILENCE, ConnectionLostError, Control
 from backhaul.network.credentials import Credentials
@@ -72,6 +74,7 @@ class ReceiveOptions(msgspec.Struct, frozen=True, kw_only=True):
         command: reads the stream, or empty.
         into: the URL of a database, or a directory, to restore into; or None.
         restoring: how.
+        counts: whether to count what was restored, and to compare it with the original; of databases.
         spool: a directory for what the consumer has not taken yet, or None.
         spool_size: most bytes there.
         memory: bytes of chunks to keep, for the next host and for the consumer.
@@ -84,6 +87,7 @@ class ReceiveOptions(msgspec.Struct, frozen=True, kw_only=True):
     command: tuple[str, ...] = ()
     into: str | None = None
     restoring: RestoreOptions = RestoreOptions()
+    counts: bool = False
     spool: str | None = None
     spool_size: int = DEFAULT_SPOOL_SIZE
     memory: int = DEFAULT_MEMORY
@@ -310,6 +314,9 @@ class _Reception:
         self._file = ""
         self._began = time.monotonic()
         self._from_store: str | None = None
+        self._source: SourceRecord | None = None
+        self._rows: dict[str, int] = {}
+        self._wrong: list[str] = []
 
     def run(self) -> ReceiveResult:
         """Receive. Raises as ``receive`` does."""
@@ -369,6 +376,7 @@ class _Reception:
                 self._consume(session, group)
             if self._consumer is not None:
                 self._consumer.commit()
+                self._count_rows()
         except FromStoreError as error:
             self._take_from_store(str(error))
         except SessionLostError as error:
@@ -409,6 +417,7 @@ class _Reception:
                 expected = tuple(sorted(ends, key=lambda end: end.stream))
                 if last.chunks != header.number or last.streams != expected or len(ends) != len(self._begun().sinks):
                     raise _not_whole("the END of the session names other streams, or chunks, than have come")
+                self._source = last.source
                 self._begun().finish()
                 return
         raise SessionLostError("the sender has given up")
@@ -473,6 +482,19 @@ class _Reception:
         for target in self._targets:
             target.abort()
 
+    def _count_rows(self) -> None:
+        """Count what was restored: what is not as it was at the source is said, and is no complete end."""
+        if not self._options.counts or self._options.into is None or self._source is None:
+            return
+        url = parse_source_url(self._options.into)
+        if url.kind not in ("postgresql", "mariadb"):
+            return
+        for record in self._source.databases:
+            found, check = count_restored(url, record)
+            self._rows |= {f"{record.name}/{name}": rows for name, rows in found.items() if isinstance(rows, int)}
+            if check.state == "failed":
+                self._wrong.append(f"{check.name}: {check.detail}")
+
     # -- the end -----------------------------------------------------------------------------------------
 
     def _take_from_store(self, reference: str) -> None:
@@ -523,7 +545,8 @@ class _Reception:
         return tuple(sink.received for sink in self._consumer.sinks if sink.received is not None)
 
     def _failed(self) -> tuple[str, ...]:
-        return tuple(f"{error.what}: {error.why}" for target in self._targets for _, error in target.failed)
+        failed = [f"{error.what}: {error.why}" for target in self._targets for _, error in target.failed]
+        return (*failed, *self._wrong)
 
     def _exit_status(self) -> int | None:
         return self._commands[0].exit_status if self._commands else None
@@ -542,6 +565,7 @@ class _Reception:
             exit_status=self._exit_status(),
             seconds=round(time.monotonic() - self._began, 3),
             spooled=session.log.most_spooled,
+            rows=self._rows,
             reason=reason,
             remarks=tuple(self._consumer.remarks) if self._consumer is not None else (),
         )
@@ -567,6 +591,7 @@ class _Reception:
             file=receipt.file,
             consumer=receipt.consumer,
             exit_status=receipt.exit_status,
+            rows=self._rows,
             receipt_taken=taken,
             failed=failed,
             remarks=receipt.remarks,
