@@ -356,6 +356,31 @@ def test_a_line_that_gets_slower_and_faster_is_followed() -> None:
     assert run_pace(pace, 100e6, 0.01, 60) > 0.8 * 100e6 * 0.99
 
 
+def test_a_queue_is_seen_before_it_loses() -> None:
+    """A line with a queue of 50 ms: nothing is lost but at the beginning, and the line is used."""
+    pace = Pace(10e6)
+    capacity, queued, lost_pieces, arrived = 100e6, 0.0, 0, 0.0
+    for at in range(400):
+        rate, seconds = pace.rate, 0.05
+        queued += (rate - capacity) * seconds
+        lost = max(0.0, queued - 0.05 * capacity)
+        queued = min(max(queued, 0.0), 0.05 * capacity)
+        if at >= 40:
+            lost_pieces += int(2000 * lost / (rate * seconds))
+            arrived += min(rate, capacity) / capacity
+        pace.observe(2000, int(2000 * lost / (rate * seconds)), rate, queued / capacity)
+    assert lost_pieces < 0.005 * 360 * 2000
+    assert arrived > 0.93 * 360
+
+
+def test_a_delay_of_another_cause_does_not_stop_everything() -> None:
+    pace = Pace(50e6)
+    run_pace(pace, 100e6, 0.0, 60)
+    for _ in range(100):
+        pace.observe(2000, 0, pace.rate, 0.2)
+    assert pace.rate > 60e6
+
+
 def test_limits() -> None:
     pace = Pace(10e6, 40e6)
     run_pace(pace, 100e6, 0.0, 50)

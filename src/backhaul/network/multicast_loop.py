@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import threading
 import time
 from collections import deque
@@ -32,7 +31,8 @@ _MOST_IDLE = 1.0
 # A stretch that tells a rate has at least so many pieces, sent in at least so many seconds.
 _STRETCH = 400
 _STRETCH_SECONDS = 0.04
-_DELAYS = 300
+# Reports whose shortest delay is the present one: any one may be late for other reasons.
+_LAST_DELAYS = 4
 _LEAST_SETTLE = 0.02
 _MOST_SETTLE = 2.0
 # So many chunks that every receiver has are remembered, for what reports say of them later.
@@ -66,17 +66,18 @@ class _Member:
         self.next = next_
         self.judged = self.first = next_
         self.lost = self.lost_before = 0
-        # The shortest time from a chunk's sending to the report that has judged it: in this stretch, in those before.
-        self.delay = math.inf
-        self.delays: deque[float] = deque(maxlen=_DELAYS)
+        # Seconds from a chunk's sending to the report that has judged it: the last ones, and the shortest of those at
+        # the end of each stretch.
+        self.delays: deque[float] = deque(maxlen=_LAST_DELAYS)
+        self.shortest: deque[float] = deque(maxlen=_REMEMBERED)
 
     def queue(self) -> float:
-        """Return the seconds that chunks of this stretch were longer on their way than others at best."""
-        if self.delay == math.inf:
+        """Return the seconds that the last chunks were longer on their way than others at best."""
+        if not self.delays:
             return 0.0
-        self.delays.append(self.delay)
-        self.delay = math.inf
-        return self.delays[-1] - min(self.delays)
+        delay = min(self.delays)
+        self.shortest.append(delay)
+        return delay - min(self.shortest)
 
 
 class MulticastLoop:
@@ -258,7 +259,7 @@ class MulticastLoop:
             last = self._chunks.get(judged - 1)
             if last is not None:
                 delay = now - last.ended
-                member.delay = min(member.delay, delay)
+                member.delays.append(delay)
                 self._delay = max(delay, 0.9 * self._delay + 0.1 * delay)
 
     def _observe(self) -> None:

@@ -29,11 +29,11 @@ _BACK = 0.9
 _UNHELPED = 0.7
 _UNHELPED_TIMES = 2
 _SLOWER = 0.85
-# Seconds of queue at which the rate grows no more, and at which it goes down a little; not often without effect: the
-# delay may have another cause.
-_QUEUE, _LONG_QUEUE = 0.015, 0.03
-_DRAIN = 0.95
-_MOST_DRAINS = 6
+# Seconds of queue at which the rate grows no more, and at which it goes down; less is what reports may be late. It goes
+# down no further than this share of the last rate without a queue: the delay may have another cause.
+_QUEUE, _LONG_QUEUE = 0.02, 0.03
+_DRAIN = 0.93
+_MOST_DRAIN = 0.85
 _LEAST_RATE = 256 * 1024
 
 
@@ -53,7 +53,7 @@ class Pace:
         self._step = _MOST_STEP
         self._clean = 0
         self._losses: deque[float] = deque(maxlen=_REMEMBERED)
-        self._drains = 0
+        self._even = 0.0
         # The rate and the loss that made it go back, and how often going slower has not helped since.
         self._suspect: tuple[float, float] | None = None
         self._unhelped = 0
@@ -90,7 +90,7 @@ class Pace:
             self._suspect, self._unhelped = (self.rate, loss), 0
             self._begin_again()
             arrived = rate * (1 - loss) / (1 - floor)
-            self.rate = max(self._least, min(self.rate, arrived) * _BACK)
+            self._even = self.rate = max(self._least, min(self.rate, arrived) * _BACK)
         elif rate > 0.7 * self.rate:
             # (A sender that has nothing to send, or waits for a receiver, learns nothing about faster rates.)
             self._grow(queue)
@@ -98,11 +98,11 @@ class Pace:
     def _grow(self, queue: float) -> None:
         if queue > _QUEUE:
             self._begin_again()
-            if queue > _LONG_QUEUE and self._drains < _MOST_DRAINS:
-                self._drains += 1
-                self.rate = max(self._least, self.rate * _DRAIN)
+            if queue > _LONG_QUEUE:
+                lowest = max(self._least, self._even * _MOST_DRAIN)
+                self.rate = min(self.rate, max(lowest, self.rate * _DRAIN))
             return
-        self._drains = 0
+        self._even = self.rate
         self.rate = min(self._limit, self.rate * (1 + self._step))
         self._clean += 1
         if self._clean >= _EVEN_STEPS:
