@@ -21,6 +21,7 @@ from backhaul.formats import chunk
 from backhaul.formats.chunk import HEADER_SIZE, LINK_ANSWER, LINK_HELLO, LINK_MAGIC, Header
 from backhaul.model.fan_out import Member
 from backhaul.pipeline.chunk_log import ChunkGoneError, ChunkLog, LogClosedError, Reader
+from backhaul.pipeline.recycler import Recycler
 from backhaul.transforms.seal import Opener, SessionKeys
 
 # Seconds for a connection and for the words at its beginning.
@@ -151,6 +152,7 @@ class Intake:
         take: given each chunk as it came, with its header and its opened body, in a thread of this object's; some
             come twice. It may raise ``IntegrityError``: then the link is ended.
         on_change: told the place of the one that feeds, or None and why there is nobody any more.
+        recycler: where byte arrays come from.
     """
 
     def __init__(
@@ -160,12 +162,14 @@ class Intake:
         wanted: Callable[[], int],
         take: Callable[[Header, bytearray, memoryview], None],
         on_change: Callable[[int | None, str], None],
+        recycler: Recycler,
     ) -> None:
         self.upstream: int | None = None
         self.received = 0
         self._listener = listener
         self._keys = keys
-        self._opener = Opener(keys)
+        self._recycler = recycler
+        self._opener = Opener(keys, recycler.take)
         self._wanted = wanted
         self._take = take
         self._on_change = on_change
@@ -256,7 +260,7 @@ class Intake:
         connection.settimeout(None)
         while not self._stopped:
             header = self._opener.header(_exactly(connection, HEADER_SIZE))
-            data = bytearray(header.size)
+            data = self._recycler.take(header.size)
             data[:HEADER_SIZE] = chunk.encode_header(header)
             view = memoryview(data)[HEADER_SIZE:]
             while view:

@@ -22,6 +22,7 @@ from backhaul.network.control import ConnectionLostError, Control
 from backhaul.network.links import Feeder, Intake
 from backhaul.network.multicast_receiver import MulticastReceiver
 from backhaul.pipeline.chunk_log import ChunkLog, LogClosedError
+from backhaul.pipeline.recycler import Recycler
 from backhaul.pipeline.supervisor import StoppedError, Supervisor
 from backhaul.transforms.seal import Opener, SessionKeys
 
@@ -49,15 +50,18 @@ class ReceiverSession:
         offer: what the sender has said.
         listener: where links are taken; closed by ``close``.
         log: for the session's chunks; closed by ``close``.
+        recycler: where byte arrays come from; the log's too.
     """
 
-    def __init__(self, control: Control, offer: Offer, listener: socket.socket, log: ChunkLog) -> None:
+    def __init__(
+        self, control: Control, offer: Offer, listener: socket.socket, log: ChunkLog, recycler: Recycler
+    ) -> None:
         self.keys = SessionKeys(offer.session, offer.key, offer.signer)
         self.log = log
         self.offer = offer
         self.failure: str | None = None
         self._control = control
-        self._opener = Opener(self.keys)
+        self._opener = Opener(self.keys, recycler.take)
         self._reader = log.reader("consumer", 0)
         self._feeders: dict[int, Feeder] = {}
         self._lock = threading.Lock()
@@ -76,7 +80,7 @@ class ReceiverSession:
         self._multicast: MulticastReceiver | None = None
         self._multicast_group: Supervisor | None = None
         self._remark = ""
-        self._intake = Intake(listener, self.keys, lambda: self.log.end, self._take, self._upstream_changed)
+        self._intake = Intake(listener, self.keys, lambda: self.log.end, self._take, self._upstream_changed, recycler)
 
     def start(self) -> None:
         """Begin: listen to the sender, take links, join the group, and say that this receiver is ready."""

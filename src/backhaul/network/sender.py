@@ -43,6 +43,7 @@ from backhaul.network.gathering import Arrival
 from backhaul.network.links import Feeder
 from backhaul.network.multicast import Multicast
 from backhaul.pipeline.chunk_log import ChunkLog, LogClosedError
+from backhaul.pipeline.recycler import Recycler
 from backhaul.planning import chain
 from backhaul.planning.chain import Position
 from backhaul.transforms.seal import Sealer, SessionKeys
@@ -135,6 +136,7 @@ class SenderSession:
         sender: this host's name.
         log: for the session's chunks; closed by ``close``.
         options: how to treat the receivers.
+        recycler: where byte arrays come from; the log's too.
         on_news: told what people may want to know, as it happens.
     """
 
@@ -143,6 +145,7 @@ class SenderSession:
         sender: str,
         log: ChunkLog,
         options: SessionOptions,
+        recycler: Recycler,
         on_news: Callable[[str], None] = lambda text: None,
     ) -> None:
         signer = Ed25519PrivateKey.generate()
@@ -156,7 +159,7 @@ class SenderSession:
         self.ended = False
         self.probe = os.urandom(16)
         self.payload = 0
-        self._sealer = Sealer(self.keys, signer)
+        self._sealer = Sealer(self.keys, signer, recycler.take)
         self._seal_lock = threading.Lock()
         self._chunks: dict[int, int] = {}
         self._ends: list[StreamEnd] = []

@@ -26,6 +26,7 @@ from backhaul.model.manifest import (
 )
 from backhaul.operations import memory
 from backhaul.pipeline.ordered_map import OrderedMap
+from backhaul.pipeline.recycler import Recycler
 from backhaul.pipeline.supervisor import Supervisor
 from backhaul.targets.base import Target
 from backhaul.targets.sections import RestoreTarget
@@ -44,11 +45,13 @@ class StreamSink:
         name: the stream's.
         codec: ``zstd`` or ``none``.
         on_delivered: told how many bytes the targets were given.
+        recycler: where the pieces' byte arrays come from, and go back to.
     """
 
     def __init__(
-        self, group: Supervisor, name: str, codec: str, on_delivered: Callable[[int], None] = lambda count: None
+        self, group: Supervisor, name: str, codec: str, on_delivered: Callable[[int], None], recycler: Recycler
     ) -> None:
+        self._recycler = recycler
         self.name = name
         self.received: ReceivedStream | None = None
         self.running = False
@@ -116,16 +119,26 @@ class StreamSink:
         for piece in self._decoded():
             digest.feed(piece)
             if held is not None:
-                target.write(held)
-                self._on_delivered(len(held))
+                self._write(target, held)
             held = piece
         self._compare(digest)
         with self._group.condition:
             self._group.wait_for(released)
         if held is not None:
-            target.write(held)
-            self._on_delivered(len(held))
+            self._write(target, held)
         target.commit()
+
+    def _write(self, target: Target, piece: memoryview) -> None:
+        target.write(piece)
+        self._on_delivered(len(piece))
+        self._let_go(piece)
+
+    def _let_go(self, piece: memoryview) -> None:
+        """Let a piece's memory be used again; nobody looks at it any more."""
+        buffer = piece.obj
+        piece.release()
+        if isinstance(buffer, bytearray):
+            self._recycler.give(buffer)
 
     def _compare(self, digest: StreamDigest) -> None:
         assert self._end is not None
@@ -159,8 +172,9 @@ class StreamSink:
 
             def work(item: tuple[memoryview, int]) -> memoryview:
                 body, raw = item
-                out = memoryview(bytearray(raw))
+                out = memoryview(self._recycler.take(raw))
                 decompressor.decompress_into(body, out)
+                self._let_go(body)
                 return out
 
             return work
@@ -178,7 +192,7 @@ class StreamsConsumer:
         group: whose threads work; a failure stops it.
         start: what is to come.
         make_target: gives the target of a stream, by its name; started here.
-        on_delivered: see ``StreamSink``.
+        on_delivered, recycler: see ``StreamSink``.
     """
 
     def __init__(
@@ -187,8 +201,9 @@ class StreamsConsumer:
         start: Start,
         make_target: Callable[[str], Target],
         on_delivered: Callable[[int], None],
+        recycler: Recycler,
     ) -> None:
-        self.sinks = [StreamSink(group, stream.name, start.codec, on_delivered) for stream in start.streams]
+        self.sinks = [StreamSink(group, stream.name, start.codec, on_delivered, recycler) for stream in start.streams]
         self.remarks: list[str] = []
         self._group = group
         self._whole = False
@@ -221,7 +236,7 @@ class RestoreConsumer:
         group: whose threads work; a failure stops it.
         start: what is to come; its source is known.
         target: what to restore into; checked here, before anything of it is touched.
-        on_delivered: see ``StreamSink``.
+        on_delivered, recycler: see ``StreamSink``.
 
     Raises:
         ConfigurationError: it does not fit.
@@ -229,9 +244,14 @@ class RestoreConsumer:
     """
 
     def __init__(
-        self, group: Supervisor, start: Start, target: RestoreTarget, on_delivered: Callable[[int], None]
+        self,
+        group: Supervisor,
+        start: Start,
+        target: RestoreTarget,
+        on_delivered: Callable[[int], None],
+        recycler: Recycler,
     ) -> None:
-        self.sinks = [StreamSink(group, stream.name, start.codec, on_delivered) for stream in start.streams]
+        self.sinks = [StreamSink(group, stream.name, start.codec, on_delivered, recycler) for stream in start.streams]
         self.target = target
         self._group = group
         self._whole = False

@@ -31,8 +31,10 @@ from backhaul.model.manifest import SourceRecord
 from backhaul.network.credentials import Credentials
 from backhaul.network.gathering import Gathering, listen
 from backhaul.network.sender import NobodyLeftError, SenderSession, SessionOptions
+from backhaul.operations import memory
 from backhaul.operations.encoding import Transcript
 from backhaul.pipeline.chunk_log import ChunkLog, LogClosedError
+from backhaul.pipeline.recycler import Recycler
 from backhaul.pipeline.spool import SpoolSpace, open_nameless
 from backhaul.planning import roster
 from backhaul.sources.base import NamedStream
@@ -155,7 +157,8 @@ class FanOut:
         space = SpoolSpace(options.spool, options.spool_size) if options.spool is not None else None
         if options.spool is not None:
             _check_spool(options.spool)
-        log = ChunkLog(options.memory, space=space, keep_all=space is not None)
+        recycler = Recycler(memory.RECYCLED)
+        log = ChunkLog(options.memory, space=space, keep_all=space is not None, recycler=recycler)
         how = SessionOptions(
             slow=options.slow,
             max_hold=options.max_hold,
@@ -166,7 +169,7 @@ class FanOut:
             rate=options.rate,
             parity=options.parity,
         )
-        session = self.session = SenderSession(socket.gethostname(), log, how, self._on_news)
+        session = self.session = SenderSession(socket.gethostname(), log, how, recycler, self._on_news)
         session.store_expected = store_expected
         self._gathering = Gathering(self._credentials, options.hosts, self._listener(), session.admit, self._problem)
         session.on_left = self._gathering.left

@@ -120,6 +120,8 @@ def pull_bound(
 
 # Opened chunks that wait for the consumer as they are, so that they need not be opened again.
 OPENED_AHEAD = 32 << 20
+# Byte arrays that wait to be used again.
+RECYCLED = 16 << 20
 _SINK_QUEUE = 8 << 20
 
 
@@ -137,6 +139,7 @@ def fan_out_bound(log: int, streams: int) -> MemoryBound:
             "base": BASE,
             "chunks": log + 2 * chunk,
             "opened chunks": OPENED_AHEAD,
+            "buffers": RECYCLED,
             "streams": streams * (_SINK_QUEUE + frames * 2 * compress.FRAME_SIZE),
         }
     )

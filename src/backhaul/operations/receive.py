@@ -50,6 +50,7 @@ from backhaul.operations.progress import PullProgress
 from backhaul.operations.pull import PullOptions, pull
 from backhaul.operations.restore import RestoreOptions, restore, target_of
 from backhaul.pipeline.chunk_log import ChunkLog
+from backhaul.pipeline.recycler import Recycler
 from backhaul.pipeline.spool import SpoolSpace, open_nameless
 from backhaul.pipeline.supervisor import Supervisor
 from backhaul.targets.base import Target
@@ -314,6 +315,7 @@ class _Reception:
         self._file = ""
         self._began = time.monotonic()
         self._from_store: str | None = None
+        self._recycler = Recycler(memory.RECYCLED)
         self._source: SourceRecord | None = None
         self._rows: dict[str, int] = {}
         self._wrong: list[str] = []
@@ -330,8 +332,9 @@ class _Reception:
                     self._control.send(Refusal(reason=f"{error.what}: {error.why}"))
                 raise
             space = SpoolSpace(self._options.spool, self._options.spool_size) if self._options.spool else None
-            log = ChunkLog(self._options.memory, space=space, opened_ahead=memory.OPENED_AHEAD)
-            session = ReceiverSession(self._control, offer, self._listener, log)
+            recycler = self._recycler
+            log = ChunkLog(self._options.memory, space=space, opened_ahead=memory.OPENED_AHEAD, recycler=recycler)
+            session = ReceiverSession(self._control, offer, self._listener, log, recycler)
             session.start()
             return self._receive(session)
         except ConnectionLostError as error:
@@ -439,7 +442,7 @@ class _Reception:
                 )
             url = parse_source_url(self._options.into)
             target = target_of(url, start.source, self._options.restoring, self._progress, self._on_error_line)
-            return RestoreConsumer(group, start, target, self._progress.delivered)
+            return RestoreConsumer(group, start, target, self._progress.delivered, self._recycler)
         directory = self._options.output is not None and self._options.output.endswith("/")
         if len(start.streams) > 1 and not directory:
             raise UsageError(
@@ -447,7 +450,9 @@ class _Reception:
                 f"{', '.join(stream.name for stream in start.streams)}: no file and no command takes them all",
                 "Give receive --into URL to restore them side by side, or -o DIR/ to keep each in a file.",
             )
-        return StreamsConsumer(group, start, lambda stream: self._make_target(start, stream), self._progress.delivered)
+        return StreamsConsumer(
+            group, start, lambda stream: self._make_target(start, stream), self._progress.delivered, self._recycler
+        )
 
     def _make_target(self, start: Start, stream: str) -> Target:
         targets: list[Target] = []

@@ -15,6 +15,7 @@ import time
 from collections import deque
 from collections.abc import Callable
 
+from backhaul.pipeline.recycler import Recycler
 from backhaul.pipeline.spool import FULL, SpoolSpace, open_nameless
 
 _LOOK = 0.2
@@ -43,6 +44,9 @@ class _File:
         if self.dropped and not self.users and self.descriptor >= 0:
             os.close(self.descriptor)
             self.descriptor = -1
+
+
+_NOTHING = bytearray()
 
 
 class _Entry:
@@ -82,6 +86,7 @@ class ChunkLog:
         keep_all: whether to put on the disk, while there is room, also what every reader has passed: for readers
             that come late.
         opened_ahead: most bytes of opened chunks to hold for the one who takes them; the others are opened again.
+        recycler: gets the chunks that are dropped.
     """
 
     def __init__(
@@ -91,6 +96,7 @@ class ChunkLog:
         space: SpoolSpace | None = None,
         keep_all: bool = False,
         opened_ahead: int = 0,
+        recycler: Recycler | None = None,
     ) -> None:
         self.condition = threading.Condition()
         self.readers: set[Reader] = set()
@@ -101,6 +107,7 @@ class ChunkLog:
         self._space = space
         self._keep_all = keep_all
         self._opened_ahead = opened_ahead
+        self._recycler = recycler
         self._entries: deque[_Entry] = deque()
         self._held = 0
         self._opened = 0
@@ -272,11 +279,16 @@ class ChunkLog:
                 self._forget_disk()
             elif not self._to_disk(first) and not (passed and self._give_up_history()):
                 return False
-            entry = self._entries.popleft()
-            self._held -= len(entry.chunk)
-            if entry.opened is not None:
-                self._opened -= len(entry.opened)
+            self._drop(self._entries.popleft())
         return True
+
+    def _drop(self, entry: _Entry) -> None:
+        self._held -= len(entry.chunk)
+        if entry.opened is not None:
+            self._opened -= len(entry.opened)
+        if self._recycler is not None:
+            chunk, entry.chunk = entry.chunk, _NOTHING
+            self._recycler.give(chunk)
 
     def _forget_disk(self) -> None:
         """Drop the files: all in them is passed, since what is after them is."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import TypeVar
 
 import msgspec
@@ -36,9 +37,18 @@ class SessionKeys(msgspec.Struct, frozen=True):
 
 
 class Sealer:
-    """Makes the chunks of a session, numbered in the order of the calls; for one thread at a time."""
+    """Makes the chunks of a session, numbered in the order of the calls; for one thread at a time.
 
-    def __init__(self, keys: SessionKeys, signer: Ed25519PrivateKey) -> None:
+    Args:
+        keys: the session's.
+        signer: the private half of the key that signs its ends.
+        buffer: gives a byte array of a size, with anything in it.
+    """
+
+    def __init__(
+        self, keys: SessionKeys, signer: Ed25519PrivateKey, buffer: Callable[[int], bytearray] = bytearray
+    ) -> None:
+        self._buffer = buffer
         self._session = keys.session
         self._cipher = AESGCM(keys.key)
         self._signer = signer
@@ -60,7 +70,7 @@ class Sealer:
 
     def _seal(self, kind: int, stream: int, body: bytes | memoryview, raw: int) -> bytearray:
         header = chunk.encode_header(self._header(kind, stream, len(body), raw))
-        sealed = bytearray(HEADER_SIZE + len(body) + TAG_SIZE)
+        sealed = self._buffer(HEADER_SIZE + len(body) + TAG_SIZE)
         sealed[:HEADER_SIZE] = header
         self._cipher.encrypt_into(chunk.nonce(self.number), body, header, memoryview(sealed)[HEADER_SIZE:])
         self.number += 1
@@ -68,9 +78,15 @@ class Sealer:
 
 
 class Opener:
-    """Opens the chunks of a session, in any order."""
+    """Opens the chunks of a session, in any order.
 
-    def __init__(self, keys: SessionKeys) -> None:
+    Args:
+        keys: the session's.
+        buffer: gives a byte array of a size, with anything in it.
+    """
+
+    def __init__(self, keys: SessionKeys, buffer: Callable[[int], bytearray] = bytearray) -> None:
+        self._buffer = buffer
         self._session = keys.session
         self._cipher = AESGCM(keys.key)
         self._signer = Ed25519PublicKey.from_public_bytes(keys.signer)
@@ -90,7 +106,7 @@ class Opener:
             IntegrityError: it is not as it was sealed, or not signed by the sender.
         """
         view = memoryview(sealed)
-        body = bytearray(header.length - TAG_SIZE)
+        body = self._buffer(header.length - TAG_SIZE)
         try:
             self._cipher.decrypt_into(
                 chunk.nonce(header.number), view[HEADER_SIZE : header.size], view[:HEADER_SIZE], body
