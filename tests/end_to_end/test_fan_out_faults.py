@@ -1,0 +1,367 @@
+"""Fan-out with everything that goes wrong: what each receiver and the sender make of it, and what is left behind.
+
+Above all: no receiver ends well, no consumer gets an end and no file its name, with anything but the whole stream.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+import subprocess
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from backhaul.testing.network_lab import Lab
+from tests.end_to_end.fan_out_hosts import Hosts, Program, make_keys, make_payload, until
+
+pytestmark = pytest.mark.timeout(150)
+SMALL = ("--memory", "2M")
+
+
+@pytest.fixture(scope="module")
+def keys(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return make_keys(tmp_path_factory.mktemp("keys"))
+
+
+@pytest.fixture(scope="module")
+def payload(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return make_payload(tmp_path_factory.mktemp("payload"))
+
+
+@pytest.fixture
+def hosts(tmp_path: Path, keys: Path, payload: Path) -> Iterator[Hosts]:
+    with Lab(["primary", "r1", "r2", "r3"]) as lab:
+        yield Hosts(lab, tmp_path, keys, payload)
+
+
+def fates(sender: Program) -> dict[str, str]:
+    """What became of each receiver, as the sender's JSON has it, in whichever way it ended."""
+    document = sender.json
+    return {fate["name"]: fate["state"] for fate in document.get("fan_out", document)["receivers"]}
+
+
+def child_of(process: subprocess.Popen[bytes], word: bytes) -> int:
+    """The process below one in whose command line a word is."""
+    parents, commands = {}, {}
+    for entry in Path("/proc").iterdir():
+        if entry.name.isdigit():
+            with contextlib.suppress(OSError, IndexError):
+                pid = int(entry.name)
+                parents[pid] = int((entry / "stat").read_text().rpartition(")")[2].split()[1])
+                commands[pid] = (entry / "cmdline").read_bytes().split(b"\0")
+
+    def below(pid: int) -> bool:
+        while pid in parents and pid != process.pid:
+            pid = parents[pid]
+        return pid == process.pid
+
+    (found,) = [pid for pid, words in commands.items() if words[0] == word and pid != process.pid and below(pid)]
+    return found
+
+
+# -- the dump ------------------------------------------------------------------------------------------------
+
+
+def test_a_dump_that_is_killed(hosts: Hosts) -> None:
+    receivers = hosts.receivers(3)
+    sender = hosts.send(*hosts.gated())
+    gate = hosts.until_gate()
+    hosts.until_taken("r1", "r2", "r3")
+    os.kill(child_of(sender.process, b"sh"), signal.SIGKILL)
+    os.close(gate)
+    assert sender.wait() == 1
+    assert "SIGKILL" in sender.err
+    for receiver in receivers:
+        assert receiver.wait() == 1
+        assert "The dump did not arrive whole" in receiver.err
+        # It says what went wrong over there, and not just that the sender is gone.
+        assert "SIGKILL" in receiver.err
+        hosts.assert_nothing(receiver.name)
+
+
+def test_a_dump_that_fails_after_its_last_byte(hosts: Hosts) -> None:
+    receivers = hosts.receivers(3)
+    sender = hosts.send("--", "sh", "-c", f"cat {hosts.payload}; exit 7")
+    assert sender.wait() == 1
+    for receiver in receivers:
+        assert receiver.wait() == 1
+        assert "status 7" in receiver.err
+        hosts.assert_nothing(receiver.name)
+
+
+def test_an_empty_dump(hosts: Hosts) -> None:
+    receivers = hosts.receivers(2)
+    sender = hosts.send("--", "true", count=2)
+    assert sender.wait() == 1
+    for receiver in receivers:
+        assert receiver.wait() == 1
+        assert "empty" in receiver.err
+        hosts.assert_nothing(receiver.name)
+    receivers = hosts.receivers(2)
+    sender = hosts.send("--allow-empty", "--", "true", count=2)
+    assert sender.wait() == 0
+    for receiver in receivers:
+        assert receiver.wait() == 0
+        hosts.assert_whole(receiver.name, content=b"")
+
+
+# -- the sender ----------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGKILL, -9), (signal.SIGINT, 130), (signal.SIGTERM, 130)])
+def test_a_sender_that_is_ended(hosts: Hosts, number: signal.Signals, code: int) -> None:
+    receivers = hosts.receivers(3)
+    sender = hosts.send(*hosts.gated())
+    gate = hosts.until_gate()
+    hosts.until_taken("r1", "r2", "r3")
+    sender.kill(number)
+    assert sender.wait() == code
+    for receiver in receivers:
+        assert receiver.wait() == 1
+        if number != signal.SIGKILL:
+            assert "interrupted" in receiver.err.lower()
+        hosts.assert_nothing(receiver.name)
+    os.close(gate)
+
+
+def test_a_sender_that_is_killed_after_the_end(hosts: Hosts) -> None:
+    """Whoever has everything keeps it, although nobody takes the receipt."""
+    script = "cat > taken && read go < go && mv taken seen"
+    receivers = [hosts.receive(name, "--json", "-o", "got", "--", "sh", "-c", script) for name in ("r1", "r2")]
+    for name in ("r1", "r2"):
+        os.mkfifo(hosts.directory / name / "go")
+    sender = hosts.send(count=2)
+    hosts.until_taken("r1", "r2", size=len(hosts.content))
+    sender.kill()
+    assert sender.wait() == -9
+    for receiver in receivers:
+        (hosts.directory / receiver.name / "go").write_text("\n")
+        assert receiver.wait() == 0
+        assert receiver.json["receipt_taken"] is False
+        hosts.assert_whole(receiver.name)
+
+
+# -- receivers -----------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("place", [0, 1, 2])
+@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM])
+def test_a_receiver_that_is_ended_in_the_middle(hosts: Hosts, place: int, number: signal.Signals) -> None:
+    receivers = {receiver.name: receiver for receiver in hosts.receivers(3)}
+    require = "all" if number == signal.SIGTERM else "2"
+    sender = hosts.send("--require", require, *hosts.gated())
+    gate = hosts.until_gate()
+    hosts.until_taken("r1", "r2", "r3")
+    victim = receivers.pop(hosts.chain()[place])
+    victim.kill(number)
+    assert victim.wait() == (-9 if number == signal.SIGKILL else 130)
+    os.close(gate)
+    assert sender.wait() == (3 if require == "2" else 1)
+    assert fates(sender) == {victim.name: "lost", **dict.fromkeys(receivers, "complete")}
+    for receiver in receivers.values():
+        assert receiver.wait() == 0
+        hosts.assert_whole(receiver.name)
+    # (A consumer is killed with its receiver, and whoever is killed removes nothing.)
+    assert not (hosts.directory / victim.name / "got").exists()
+    assert not (hosts.directory / victim.name / "seen").exists()
+
+
+def test_a_receiver_whose_cable_is_pulled(hosts: Hosts) -> None:
+    receivers = {receiver.name: receiver for receiver in hosts.receivers(3)}
+    sender = hosts.send("--require", "2", *hosts.gated())
+    gate = hosts.until_gate()
+    hosts.until_taken("r1", "r2", "r3")
+    victim = receivers.pop(hosts.chain()[1])
+    hosts.lab.host(victim.name).unplug()
+    os.close(gate)
+    assert sender.wait() == 3
+    assert fates(sender) == {victim.name: "lost", **dict.fromkeys(receivers, "complete")}
+    for receiver in receivers.values():
+        assert receiver.wait() == 0
+        hosts.assert_whole(receiver.name)
+    assert victim.wait() == 1
+    hosts.assert_nothing(victim.name)
+
+
+def test_two_neighbours_that_do_not_reach_each_other(hosts: Hosts) -> None:
+    receivers = hosts.receivers(3)
+    sender = hosts.send(*hosts.gated())
+    gate = hosts.until_gate()
+    hosts.until_taken("r1", "r2", "r3")
+    first, second, _ = hosts.chain()
+    hosts.lab.host(first).block(hosts.lab.host(second))
+    os.close(gate)
+    assert sender.wait() == 0, sender.err
+    assert fates(sender) == dict.fromkeys(("r1", "r2", "r3"), "complete")
+    fed_by = {fate["name"]: fate["fed_by"] for fate in sender.json["fan_out"]["receivers"]}
+    assert len(fed_by[second]) > 1
+    assert fed_by[second][-1] != first
+    for receiver in receivers:
+        assert receiver.wait() == 0
+        hosts.assert_whole(receiver.name)
+
+
+def test_hosts_that_reach_nobody_but_the_sender(hosts: Hosts) -> None:
+    """There is no chain to be had: the sender feeds each one."""
+    for one, other in (("r1", "r2"), ("r2", "r3"), ("r1", "r3")):
+        hosts.lab.host(one).block(hosts.lab.host(other))
+    receivers = hosts.receivers(3)
+    sender = hosts.send()
+    assert sender.wait() == 0, sender.err
+    for receiver in receivers:
+        assert receiver.wait() == 0
+        hosts.assert_whole(receiver.name)
+
+
+# -- consumers -----------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("require", ["all", "2"])
+def test_a_consumer_that_dies(hosts: Hosts, require: str) -> None:
+    receivers = {receiver.name: receiver for receiver in hosts.receivers(3)}
+    sender = hosts.send("--require", require, *hosts.gated())
+    gate = hosts.until_gate()
+    hosts.until_taken("r1", "r2", "r3")
+    victim = receivers.pop(hosts.chain()[0])
+    os.kill(child_of(victim.process, b"cat"), signal.SIGKILL)
+    os.close(gate)
+    assert sender.wait() == (1 if require == "all" else 3)
+    assert fates(sender) == {victim.name: "failed", **dict.fromkeys(receivers, "complete")}
+    for receiver in receivers.values():
+        assert receiver.wait() == 0
+        hosts.assert_whole(receiver.name)
+    assert victim.wait() == 3
+    # The file beside it is kept: it is whole.
+    hosts.assert_whole(victim.name, "got")
+    assert not (hosts.directory / victim.name / "seen").exists()
+
+
+@pytest.mark.parametrize("script", ["head -c 1000000 > taken; exit 0", "cat > /dev/null; exit 4"])
+def test_a_consumer_that_fails_with_no_file_beside_it(hosts: Hosts, script: str) -> None:
+    """It fails, says so, and passes on all the same."""
+    failing = hosts.receive("r1", "--data-port", "7500", "--", "sh", "-c", script)
+    failing.says("is not there yet")
+    sender = hosts.send("--require", "2", *hosts.gated())
+    failing.says("waiting for the start")  # so it is the first of the chain
+    others = [hosts.receive(name, "--data-port", "7500") for name in ("r2", "r3")]
+    hosts.until_taken("r2", "r3")
+    assert hosts.chain()[0] == "r1"
+    hosts.open_gate()
+    assert sender.wait() == 3
+    assert fates(sender) == {"r1": "failed", "r2": "complete", "r3": "complete"}
+    assert failing.wait() == 1
+    assert "The command failed" in failing.err
+    for receiver in others:
+        assert receiver.wait() == 0
+        hosts.assert_whole(receiver.name)
+
+
+def test_a_consumer_that_stands_still_with_a_spool_holds_up_nobody(hosts: Hosts) -> None:
+    receivers = {receiver.name: receiver for receiver in hosts.receivers(3, *SMALL, "--spool", ".", "--json")}
+    sender = hosts.send(*SMALL, *hosts.gated())
+    gate = hosts.until_gate()
+    hosts.until_taken("r1", "r2", "r3")
+    still = receivers.pop(hosts.chain()[0])
+    consumer = child_of(still.process, b"cat")
+    os.kill(consumer, signal.SIGSTOP)
+    os.close(gate)
+    for name in receivers:  # while it stands, the others have all of it
+        until((hosts.directory / name / "seen").exists, f"the end at {name}")
+        hosts.assert_whole(name)
+    assert still.running
+    assert not (hosts.directory / still.name / "got").exists()
+    os.kill(consumer, signal.SIGCONT)
+    assert sender.wait() == 0
+    assert sender.json["fan_out"]["held_seconds"] < 5
+    assert still.wait() == 0
+    hosts.assert_whole(still.name)
+    assert still.json["spooled"] > 5_000_000
+    for receiver in receivers.values():
+        assert receiver.wait() == 0
+
+
+def test_a_consumer_that_stands_still_without_a_spool_is_waited_for(hosts: Hosts) -> None:
+    hosts.shorten_buffers()
+    receivers = {receiver.name: receiver for receiver in hosts.receivers(3, *SMALL)}
+    sender = hosts.send(*SMALL, *hosts.gated(4_000_000, times=2))
+    gate = hosts.until_gate()
+    hosts.until_taken("r1", "r2", "r3")
+    still = receivers.pop(hosts.chain()[1])
+    consumer = child_of(still.process, b"cat")
+    os.kill(consumer, signal.SIGSTOP)
+    os.close(gate)
+    # The receiver has no room, nor has the one before it: the dump waits, with most of it still unread.
+    before = 0
+
+    def stands() -> bool:
+        nonlocal before
+        now = hosts.lab.host("primary").sent().bytes
+        still_so, before = now - before < 20_000, now
+        signal.sigtimedwait([], 1.0)
+        return still_so
+
+    until(stands)
+    assert sender.running
+    assert hosts.lab.host("primary").sent().bytes < 2 * len(hosts.content) - 5_000_000
+    assert not any((hosts.directory / name / "seen").exists() for name in receivers)
+    os.kill(consumer, signal.SIGCONT)
+    assert sender.wait() == 0
+    assert sender.json["fan_out"]["held_seconds"] > 0.5
+    for receiver in (*receivers.values(), still):
+        assert receiver.wait() == 0
+        hosts.assert_whole(receiver.name, content=2 * hosts.content)
+
+
+@pytest.mark.parametrize("how", [("--slow", "drop"), ("--max-hold", "2s")])
+def test_a_consumer_that_stands_still_is_dropped(hosts: Hosts, how: tuple[str, str]) -> None:
+    hosts.shorten_buffers()
+    receivers = {receiver.name: receiver for receiver in hosts.receivers(3, *SMALL)}
+    sender = hosts.send(*SMALL, *how, "--require", "2", *hosts.gated(4_000_000, times=2))
+    gate = hosts.until_gate()
+    hosts.until_taken("r1", "r2", "r3")
+    still = receivers.pop(hosts.chain()[1])
+    os.kill(child_of(still.process, b"cat"), signal.SIGSTOP)
+    os.close(gate)
+    assert sender.wait() == 3
+    assert fates(sender) == {still.name: "dropped", **dict.fromkeys(receivers, "complete")}
+    for receiver in receivers.values():
+        assert receiver.wait() == 0
+        hosts.assert_whole(receiver.name, content=2 * hosts.content)
+    assert still.wait() == 1
+    assert how[0] in still.err  # it says why
+    hosts.assert_nothing(still.name)
+
+
+@pytest.mark.parametrize("full", ["size", "disk"])
+def test_a_spool_that_is_full_throttles_and_loses_nothing(hosts: Hosts, tmpfs: Path, full: str) -> None:
+    spool = ("--spool", str(tmpfs)) if full == "disk" else ("--spool", ".", "--spool-size", "3M")
+    if full == "disk":
+        (tmpfs / "ballast").write_bytes(bytes(12 << 20))
+    hosts.shorten_buffers()
+    receivers = {receiver.name: receiver for receiver in hosts.receivers(2, *SMALL, *spool, "--json")}
+    sender = hosts.send(*SMALL, *hosts.gated(4_000_000, times=2), count=2)
+    gate = hosts.until_gate()
+    hosts.until_taken("r1", "r2")
+    still = receivers[hosts.chain(2)[0]]
+    consumer = child_of(still.process, b"cat")
+    os.kill(consumer, signal.SIGSTOP)
+    os.close(gate)
+    # (The sender says so only at the end: what it has put on its cable no longer grows.)
+    seen: list[int] = []
+
+    def stands() -> bool:
+        seen.append(hosts.lab.host("primary").sent().bytes)
+        signal.sigtimedwait([], 0.5)
+        return len(seen) > 3 and seen[-1] - seen[-4] < 30_000
+
+    until(stands)
+    assert 5_000_000 < seen[-1] < 2 * len(hosts.content) - 5_000_000
+    os.kill(consumer, signal.SIGCONT)
+    assert sender.wait() == 0, sender.err
+    for receiver in receivers.values():
+        assert receiver.wait() == 0
+        hosts.assert_whole(receiver.name, content=2 * hosts.content)
+    assert still.json["spooled"] > 1_000_000
