@@ -336,6 +336,18 @@ class ReceiverSession:
             if alone or time.monotonic() - self._lost_at > _ORPHAN_PATIENCE:
                 raise SessionLostError(self._lost)
 
+    def watch(self, done: threading.Event) -> None:
+        """Wait until ``done``, for one whose consumer may stand still.
+
+        Raises:
+            SessionLostError: the stream will not be whole.
+        """
+        while not done.wait(_TICK):
+            if self.failure is not None:
+                raise SessionLostError(self.failure)
+            if self._lost is not None and not self._whole and self._intake.upstream is None:
+                raise SessionLostError(self._lost)
+
     def stop_consuming(self) -> None:
         """Keep nothing for the consumer any more; go on passing on."""
         self._reader.close()

@@ -376,7 +376,13 @@ class _Reception:
         failure: BackhaulError | None = None
         try:
             with Supervisor("receive") as group:
-                self._consume(session, group)
+                consumed = threading.Event()
+                # (Whoever waits for a consumer that stands still sees no end of the session.)
+                group.start(lambda: session.watch(consumed), "watch")
+                try:
+                    self._consume(session, group)
+                finally:
+                    consumed.set()
             if self._consumer is not None:
                 self._consumer.commit()
                 self._count_rows()
