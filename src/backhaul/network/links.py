@@ -82,9 +82,10 @@ class Feeder:
             with contextlib.suppress(OSError):
                 connection.shutdown(socket.SHUT_RDWR)
 
-    def join(self, timeout: float) -> None:
-        """Wait for the thread, at most so many seconds."""
-        self._thread.join(timeout)
+    @property
+    def ended(self) -> bool:
+        """Whether it was begun and passes nothing on any more."""
+        return self._thread.ident is not None and not self._thread.is_alive()
 
     def _run(self) -> None:
         reader: Reader | None = None

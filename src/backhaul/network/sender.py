@@ -176,6 +176,8 @@ class SenderSession:
         self._route_due: float | None = None
         self._closed = threading.Event()
         self._multicast: Multicast | None = None
+        self._damaged: dict[int, int] = {}
+        self._menders: dict[int, Feeder] = {}
         threading.Thread(target=self._watch, name="fan-out", daemon=True).start()
 
     # -- who takes part ----------------------------------------------------------------------------------
@@ -502,7 +504,8 @@ class SenderSession:
     @property
     def fed(self) -> int:
         """Bytes that the sender's links have carried."""
-        return self._fed + sum(feeder.sent for feeder in list(self._feeders.values()))
+        feeders = (*self._feeders.values(), *self._menders.values())
+        return self._fed + sum(feeder.sent for feeder in feeders)
 
     @property
     def sent(self) -> int:
@@ -547,9 +550,28 @@ class SenderSession:
                     self._on_news(f"{receiver.name}: {receiver.remark}")
 
     def _send_again(self, index: int, number: int) -> None:
-        """Send a receiver over TCP what was damaged on its way: up to that chunk, and no further."""
-        member = self.receivers[index].member
-        Feeder(self.log, member, self.keys, SENDER, lambda feeder, reason, gone: None, until=number).start()
+        """Note that a chunk came to a receiver damaged: it is to have it over TCP."""
+        with self.condition:
+            self._damaged[index] = max(number, self._damaged.get(index, -1))
+
+    def _mend(self) -> None:
+        """Send over TCP what came damaged: up to the last such chunk, and no further. (The condition is held.)"""
+        for index, number in list(self._damaged.items()):
+            receiver, mender = self.receivers[index], self._menders.get(index)
+            over = receiver.state != RECEIVING or receiver.status.next > number or receiver.transport == "chain"
+            if over or (mender is not None and mender.ended):
+                if mender is not None:
+                    self._fed += mender.sent
+                    mender.stop()
+                    del self._menders[index]
+                if over:
+                    del self._damaged[index]
+            elif mender is None:
+                mender = Feeder(
+                    self.log, receiver.member, self.keys, SENDER, lambda feeder, reason, gone: None, until=number
+                )
+                self._menders[index] = mender
+                mender.start()
 
     def _look_at_group(self) -> None:
         """Move whoever the multicast does not reach any more to the chain. (The condition is held.)"""
@@ -610,6 +632,7 @@ class SenderSession:
                     self._order.append(node)
                     self._on_news(f"{self.receivers[node].name} has caught up")
                     self._route_due = 0.0
+            self._mend()
             self._look_at_group()
             self._look_for_slow()
             due = self._route_due is not None and self._route_due <= now
