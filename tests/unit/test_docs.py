@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 import tomllib
 from pathlib import Path
+from typing import get_args
 
 import pytest
 from tools.pages import CONFIG, DIRECTORY, PROVIDERS, config_page, pages, providers_page
@@ -13,11 +14,14 @@ from backhaul import errors, version
 from backhaul.formats import (
     age,
     catalog,
+    chunk,
     drill,
+    fan_out_messages,
     hold,
     manifest,
     mirror_plan,
     part_sizes,
+    roster,
     run_record,
     seekable,
     signature,
@@ -27,7 +31,10 @@ from backhaul.model.drill import FAILED, PROVED, UNTESTED
 from backhaul.model.job import RUN_STATES
 from backhaul.model.manifest import SECTIONS
 from backhaul.model.profile import Limits
+from backhaul.network import control
+from backhaul.operations.fan_out import FanOutOptions
 from backhaul.operations.mirror import records
+from backhaul.planning import chain
 from backhaul.transforms import chunks, compress, encrypt
 
 pytestmark = pytest.mark.unit
@@ -69,11 +76,57 @@ def test_the_constants_in_the_format_page() -> None:
         "run_format": f"`{run_record.FORMAT}`",
         "run_version": f"`{run_record.VERSION}`",
         "run_states": ", ".join(f"`{state}`" for state in RUN_STATES),
+        **_fan_out(),
     }
     found = re.findall(r"<!-- (\w+) -->(.+?)<!-- -->", text, re.DOTALL)
     assert {name for name, _ in found} == set(expected)
     for name, value in found:
         assert value == expected[name], name
+
+
+def _fan_out() -> dict[str, str]:
+    kinds = {chunk.START: "START", chunk.DATA: "DATA", chunk.STREAM_END: "STREAM END"}
+    kinds |= {chunk.SESSION_END: "SESSION END", chunk.ABORT: "ABORT"}
+    header = chunk.Header(kind=chunk.START, stream=0, length=16, raw=0, number=0, session=bytes(16))
+    return {
+        "fan_magic": f"`{chunk.encode_header(header)[:4].decode()}`",
+        "fan_kinds": ", ".join(f"{number} {word}" for number, word in sorted(kinds.items())),
+        "fan_header": str(chunk.HEADER_SIZE),
+        "fan_tag": str(chunk.TAG_SIZE),
+        "fan_signature": str(chunk.SIGNATURE_SIZE),
+        "fan_largest_body": str(chunk.LARGEST_BODY),
+        "fan_largest_raw": str(chunk.LARGEST_RAW),
+        "fan_hello": str(chunk.LINK_HELLO.size),
+        "fan_answer": str(chunk.LINK_ANSWER.size),
+        "fan_link_magic": f"`{chunk.LINK_MAGIC.decode()}`",
+        "fan_link_context": chunk.LINK_CONTEXT,
+        "fan_datagram": str(chunk.DATAGRAM_SIZE),
+        "fan_datagram_header": str(chunk.DATAGRAM.size),
+        "fan_datagram_magic": f"`{chunk.DATAGRAM_MAGIC.decode()}`",
+        "fan_datagram_context": chunk.DATAGRAM_CONTEXT,
+        "fan_piece": str(chunk.PIECE_SIZE),
+        "fan_probe_magic": f"`{chunk.PROBE_MAGIC.decode()}`",
+        "fan_messages": str(fan_out_messages.VERSION),
+        "fan_sender_port": str(roster.SENDER_PORT),
+        "fan_receiver_port": str(roster.RECEIVER_PORT),
+        "fan_group_port": str(FanOutOptions().group_port),
+        "fan_silence": f"{control.SILENCE:g}",
+        "fan_link_patience": f"{chain.LINK_PATIENCE:g}",
+    }
+
+
+def test_the_constants_in_the_guide_to_fan_out() -> None:
+    expected = _fan_out() | {"fan_settings": ", ".join(f"`{name}`" for name in roster.SETTINGS)}
+    found = re.findall(r"<!-- (\w+) -->(.+?)<!-- -->", (ROOT / "docs" / "FAN_OUT.md").read_text(), re.DOTALL)
+    assert "fan_settings" in {name for name, _ in found}
+    for name, value in found:
+        assert value == expected[name], name
+
+
+def test_every_message_of_a_fan_out_is_in_the_format_page() -> None:
+    text = (ROOT / "docs" / "FORMAT.md").read_text()
+    for message in get_args(fan_out_messages.Message):
+        assert f"| `{message.__name__.lower()}` |" in text, message
 
 
 def test_every_test_that_a_promise_names_exists() -> None:

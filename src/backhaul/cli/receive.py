@@ -39,7 +39,10 @@ said that the dump ended well. What comes is passed on to the next host before i
     help=f"Or wait to be called, again and again, as a service.  [default port: {RECEIVER_PORT}]",
 )
 @click.option(
-    "-o", "--output", metavar="FILE|DIR/", help="Keep it: FILE, or a file for each stream in DIR/. {id} is replaced."
+    "-o",
+    "--output",
+    metavar="FILE|DIR/",
+    help="Keep it: FILE, or a file for each stream in DIR/. {id} and {sender} are replaced.",
 )
 @click.option("--into", metavar="URL|PATH", help="Restore it: what was sent with --from URL, its streams side by side.")
 @click.option("--replace", is_flag=True, help="With --into: replace what is there, once the restored is whole.")
@@ -61,7 +64,7 @@ said that the dump ended well. What comes is passed on to the next host before i
     type=click.IntRange(0, 65535),
     default=0,
     metavar="PORT",
-    help="Where the chain connects.  [default: any]",
+    help="Where the sender and other receivers pass the stream to this host.  [default: any]",
 )
 @click.option("--name", metavar="NAME", help="This host's name, where its key has none.  [default: the host name]")
 @option_identity("A key file, should the dump have to be read from a store where it is encrypted. Repeatable.")

@@ -50,7 +50,7 @@ def option_key(command: Callable[..., None]) -> Callable[..., None]:
 
 
 @click.command(cls=TailCommand, epilog=_EPILOG, short_help="Send one dump to many hosts at once, as it is made.")
-@click.option("--hosts", metavar="HOST[:PORT],...", help="Who receives; nobody else is let in.")
+@click.option("--hosts", metavar="HOST[:PORT],...", help="Who receives; nobody else is let in.  [default port: 7411]")
 @click.option("--min-receivers", type=click.IntRange(1, 1000), metavar="N", help="Or: whoever has a key and comes.")
 @click.option("--min-wait", metavar="DURATION", help="With --min-receivers: wait for more, from the first one on.")
 @click.option(
@@ -105,7 +105,9 @@ def option_key(command: Callable[..., None]) -> Callable[..., None]:
 @click.option("--listen", metavar="[ADDRESS:]PORT", help="Where receivers call.  [default: 7410]")
 @option_key
 @click.option("--workers", type=click.IntRange(1, 256), metavar="N", help="Compressing threads.  [default: one a core]")
-@click.option("--check", is_flag=True, help="Only show who is there: free disk, versions, clocks.")
+@click.option(
+    "--check", is_flag=True, help="Only show who is there: free disk, versions, clocks. Waits 5 s, or --max-wait."
+)
 @click.option("--quiet", "-q", is_flag=True, help="No progress, no news and no summary; errors only.")
 @option_json("Print the result as one JSON object on stdout.")
 def send(
@@ -198,9 +200,14 @@ def incomplete(result: FanOutResult) -> IncompleteError:
     missing = [fate for fate in result.receivers if fate.state != COMPLETE]
     return IncompleteError(
         f"{len(result.receivers) - len(missing)} of {len(result.receivers)} receivers have the whole stream",
-        "; ".join(f"{fate.name}: {fate.state}: {fate.reason}" for fate in missing),
+        "; ".join(f"{fate.name}: {fate.state}: {_plain_reason(fate.name, fate.reason)}" for fate in missing),
         "See those hosts; what they need is sent again by another run, or pulled from the store.",
     )
+
+
+def _plain_reason(name: str, reason: str) -> str:
+    """Return the reason without the name in front of it, where that was said already."""
+    return reason.removeprefix(f"{name}: ")
 
 
 def print_receivers(result: FanOutResult) -> None:
@@ -225,7 +232,7 @@ def print_receivers(result: FanOutResult) -> None:
         if fate.late:
             remarks.append("came late")
         if fate.reason:
-            remarks.append(fate.reason)
+            remarks.append(_plain_reason(fate.name, fate.reason))
         out.print(line.append(f"  ({', '.join(remarks)})" if remarks else "", "dim"))
 
 
@@ -283,17 +290,22 @@ def _check(hosts: str | None, min_receivers: int | None, settings: Mapping[str, 
                 Text("yes", "green") if receiver.there else Text("no", "red"),
                 format_size(receiver.free) if receiver.free >= 0 else "-",
                 format_size(receiver.spool) if receiver.spool else "-",
-                Text(f"{receiver.clock_off:+.1f} s", "" if abs(receiver.clock_off) < 2 else "yellow") if asked else "-",
+                Text(f"{round(receiver.clock_off, 1) + 0.0:+.1f} s", "" if abs(receiver.clock_off) < 2 else "yellow")
+                if asked
+                else "-",
                 Text(receiver.tool.partition(",")[0] or "-", "" if receiver.same_version else "yellow"),
                 Text(receiver.wants),
-                Text(receiver.reason or (f"key until {receiver.expires[:10]}" if receiver.expires else "")),
+                Text(
+                    _plain_reason(receiver.name, receiver.reason)
+                    or (f"key until {receiver.expires[:10]}" if receiver.expires else "")
+                ),
             )
         console(sys.stdout).print(table)
     if not result.complete:
         missing = [receiver for receiver in result.receivers if not receiver.there]
         error = FailedError(
             f"{len(missing)} of {len(result.receivers)} receivers are not there" if missing else "Nobody called",
-            "; ".join(f"{receiver.name}: {receiver.reason}" for receiver in missing),
-            "Start backhaul receive --listen there; see the port, the firewall and the keys.",
+            "; ".join(f"{receiver.name}: {_plain_reason(receiver.name, receiver.reason)}" for receiver in missing),
+            "Start backhaul receive there; see the port, the firewall and the keys. One that is busy is at another session.",
         )
         raise ReportedError(error) if as_json else error
