@@ -306,6 +306,6 @@ def _check(hosts: str | None, min_receivers: int | None, settings: Mapping[str, 
         error = FailedError(
             f"{len(missing)} of {len(result.receivers)} receivers are not there" if missing else "Nobody called",
             "; ".join(f"{receiver.name}: {_plain_reason(receiver.name, receiver.reason)}" for receiver in missing),
-            "Start backhaul receive there; see the port, the firewall and the keys. One that is busy is at another session.",
+            "Start backhaul receive there; see the port, the firewall and the keys.",
         )
         raise ReportedError(error) if as_json else error
