@@ -233,6 +233,37 @@ window = { length = "1h", jitter = "2h", timezone = "Mars/Base" }
     assert "hunter2" not in text
 
 
+def test_receivers_of_a_push() -> None:
+    """They are no place that records or backups are looked for in."""
+    text = """
+[jobs.nightly]
+kind = "push"
+to = ["/backups/orders", "send:db2,db3?require=1"]
+command = ["pg_dump", "orders"]
+"""
+    settings = config(text).jobs["nightly"]
+    assert card_of(settings).places == ("/backups/orders",)
+    (stage,) = job_of(settings).stages
+    assert "send:db2,db3?require=1" in stage
+    wrong = """
+[jobs.mirror]
+kind = "mirror"
+directory = "/x"
+to = "send:db2"
+[jobs.twice]
+kind = "push"
+to = "send:db2,db2"
+command = ["x"]
+[jobs.unknown]
+kind = "push"
+to = "send:db2?requir=1"
+command = ["x"]
+"""
+    found = dict(problems(wrong))
+    assert set(found) == {"jobs.mirror.to", "jobs.twice.to", "jobs.unknown.to"}
+    assert "did you mean require" in found["jobs.unknown.to"]
+
+
 def test_several_files_and_where_things_come_from() -> None:
     found = config(FULL, '[jobs.orders]\nkind = "command"\ncommand = ["x"]\n[defaults]\nretries = 5\n')
     assert found.jobs["orders"].kind == "command"

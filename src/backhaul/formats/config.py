@@ -40,6 +40,7 @@ import msgspec
 
 from backhaul.errors import BackhaulError, ConfigurationError, UsageError
 from backhaul.formats.location import parse_location, parse_series
+from backhaul.formats.roster import SCHEME, parse_destination, parse_hosts
 from backhaul.formats.store_settings import SETTING_HELP, read_settings
 from backhaul.model.job import ALL_JOBS, COMMAND, DRILL, KINDS, MIRROR, PRUNE, PUSH
 from backhaul.model.location import Location
@@ -315,7 +316,9 @@ class _Reader:
         for key in ("to", "series", "records"):
             for place in values.get(key, ()):
                 try:
-                    if key == "records":
+                    if key == "to" and place.startswith(SCHEME):
+                        self._check_roster(at, place)
+                    elif key == "records":
                         parse_location(place, stores, whole_bucket=True)
                     else:
                         series = parse_series(place, stores)
@@ -328,6 +331,15 @@ class _Reader:
                 if name not in channels and name not in self.tables["notify"]:
                     words = _meant(name, tuple(self.tables["notify"])) or f"; write [notify.{name}]"
                     self.problem(f"{at}.{key}", f"there is no channel {name}{words}")
+
+    def _check_roster(self, at: str, place: str) -> None:
+        """Look at a push's receivers; raises as ``parse_destination`` and ``parse_hosts`` do."""
+        job = self.tables["jobs"].get(at.partition(".")[2], {})
+        if job.get("kind", PUSH) != PUSH:
+            self.problem(f"{at}.to", f"{place!r} is for pushes: a mirror goes to a store")
+        roster, _ = parse_destination(place)
+        if not roster.isdecimal():
+            parse_hosts(roster)
 
     def _is_name(self, at: str, name: str) -> bool:
         if not _NAME.fullmatch(name) or name in TAKEN_NAMES:

@@ -347,7 +347,7 @@ OWN: tuple[Setting, ...] = (
     ),
     Setting(key="pipeline", help="several programs, each feeding the next", form=PIPELINE, kinds=(COMMAND,)),
     Setting(key="directory", help="what is mirrored", form=PATH, kinds=(MIRROR,)),
-    Setting(key="to", help="the SERIES, one or several; or the MIRROR", form=WORDS, kinds=(PUSH, MIRROR)),
+    Setting(key="to", help="the SERIES, and `send:ROSTER`; or the MIRROR", form=WORDS, kinds=(PUSH, MIRROR)),
     Setting(key="series", help="the SERIES; for prune one or several", form=WORDS, kinds=(DRILL, PRUNE)),
     _option("name", TEXT, "the stream's name", PUSH),
     _option("compress", TEXT, "auto, none or 1 to 19", PUSH),

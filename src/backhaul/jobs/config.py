@@ -15,6 +15,7 @@ from backhaul.errors import ConfigurationError, UsageError
 from backhaul.formats.config import DEFAULT_LENGTH, Config, JobSettings, read_config
 from backhaul.formats.job_settings import COMMON, DURATION, OWN
 from backhaul.formats.redaction import redact_command, redact_text
+from backhaul.formats.roster import SCHEME
 from backhaul.formats.window import format_days, format_starts
 from backhaul.model.channel import PING_KINDS
 from backhaul.model.job import COMMAND, DRILL, MIRROR, PUSH, Expectations, Job, JobCard
@@ -102,7 +103,8 @@ def card_of(settings: JobSettings, *, known_since: str = "") -> JobCard:
     """Return what others must know of a job to judge it. See ``job_of``."""
     values = settings.values
     host = socket.gethostname()
-    places = values.get("to") or values.get("series") or ()
+    # (Receivers keep no series: what is known of them is in the run's records.)
+    places = [text for text in values.get("to") or values.get("series") or () if not text.startswith(SCHEME)]
     return JobCard(
         name=settings.name,
         host=host,
