@@ -16,7 +16,7 @@ from backhaul.formats import manifest as manifest_format
 from backhaul.formats import names, seekable
 from backhaul.formats.location import parse_location, parse_reference, parse_series
 from backhaul.formats.quantities import format_duration, format_size, parse_duration, parse_rate, parse_size
-from backhaul.formats.redaction import redact_command
+from backhaul.formats.redaction import redact_command, redact_text
 from backhaul.formats.seekable import SeekTable
 from backhaul.formats.when import When, parse_when
 from backhaul.model.manifest import (
@@ -375,3 +375,9 @@ def test_secrets_are_masked(command: list[str]) -> None:
 )
 def test_what_is_no_secret_is_left(command: list[str]) -> None:
     assert redact_command(command) == tuple(command)
+
+
+def test_the_key_that_hosts_share_is_masked_wherever_it_stands() -> None:
+    text = redact_text("sh -c 'echo BACKHAUL-SHARED-KEY-1 12nHanOVwZ6ASTQKmZ6FLKC4qICRwuf05KUNJrfIhec= > key'")
+    assert "12nHan" not in text
+    assert "BACKHAUL-SHARED-KEY-1 ***" in text

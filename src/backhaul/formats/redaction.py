@@ -26,6 +26,8 @@ _AUTHORIZATION = re.compile(r"(?i)(\bauthorization\s*:\s*|\b(?:bearer|basic)\s+)
 # An age identity says itself that it is one, wherever it stands.
 _AGE_IDENTITY = re.compile(r"(?i)(SECRET-KEY-(?:PQ-)?1)[A-Z0-9]+")
 _PRIVATE_KEY = re.compile(r"(?s)(-----BEGIN [A-Z ]*PRIVATE KEY-----).*?(?=-----END|$)")
+# And so does the key that the hosts of a fan-out share.
+_SHARED_KEY = re.compile(r"(BACKHAUL-SHARED-KEY-1\s+)[A-Za-z0-9+/=_-]+")
 _PASS_SOURCE = re.compile(r"\b(pass:)\S+")
 _OPTION = re.compile(rf"(?i)--?{_NAME}")
 _SPACED_OPTION = re.compile(rf"(?i)((?<!\S)--?[\w.-]{{0,60}}?{_WORD}\s+)('[^']*'|\"[^\"]*\"|[^\s&;|]+)")
@@ -53,6 +55,7 @@ def is_secret_name(name: str) -> bool:
 
 def redact_identities(text: str) -> str:
     """Mask age identities and private keys, which say themselves what they are: in anything, whoever put them there."""
+    text = _SHARED_KEY.sub(rf"\g<1>{MASK}", text)
     return _AGE_IDENTITY.sub(rf"\g<1>{MASK}", _PRIVATE_KEY.sub(rf"\g<1>{MASK}", text))
 
 

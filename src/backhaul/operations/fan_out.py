@@ -7,6 +7,7 @@ when all did and were of one state. A push that fails before that aborts: no rec
 
 from __future__ import annotations
 
+import datetime as dt
 import socket
 import time
 from collections.abc import Callable
@@ -46,6 +47,7 @@ DEFAULT_MAX_HOLD = 600.0
 # Pieces that did not compress are cut into chunks of this size: they fit the processor's cache on their way.
 _PLAIN_CHUNK = 512 << 10
 _LOOK = 0.2
+_EXPIRES_SOON = dt.timedelta(days=30)
 
 
 class FanOutOptions(msgspec.Struct, frozen=True, kw_only=True):
@@ -173,6 +175,7 @@ class FanOut:
         session.store_expected = store_expected
         self._gathering = Gathering(self._credentials, options.hosts, self._listener(), session.admit, self._problem)
         session.on_left = self._gathering.left
+        self._warn_of_expiry()
         self._gathering.start()
         began = time.monotonic()
         first: float | None = None
@@ -200,6 +203,13 @@ class FanOut:
             self._expected = max(self._expected, session.ready)
             self._required = roster.required(options.require, self._expected)
         session.probe_group()
+
+    def _warn_of_expiry(self) -> None:
+        expires = self._credentials.expires
+        if expires is not None and expires - dt.datetime.now(dt.UTC) < _EXPIRES_SOON:
+            self._on_news(
+                f"this host's key is good until {expires:%Y-%m-%d} only: backhaul keys DIR --renew makes another"
+            )
 
     def _listener(self) -> socket.socket | None:
         port = SENDER_PORT if self.options.port is None else self.options.port

@@ -56,9 +56,7 @@ class RedisSource:
     def outline(self) -> SourceRecord | None:
         """See ``SourceSet.outline``."""
         assert self._dump is not None
-        return SourceRecord(
-            kind="redis", server=self._version, address=self._dump.address, state_of=self._state_of
-        )
+        return SourceRecord(kind="redis", server=self._version, address=self._dump.address, state_of=self._state_of)
 
     def finish(self) -> SourceRecord:
         """See ``SourceSet.finish``."""
