@@ -212,19 +212,13 @@ def _report(result: ReceiveResult, *, quiet: bool, as_json: bool) -> IncompleteE
 
 def _print_unit(listen: str | None) -> None:
     from backhaul.formats.systemd import receiver_unit
+    from backhaul.jobs.schedule import own_command
 
     if listen is None:
         raise UsageError("--unit is for --listen", "--from calls a sender once", "Write --listen instead.")
     arguments = [word for word in sys.argv[1:] if word != "--unit"]
     try:
-        sys.stdout.write(receiver_unit([_program(), *arguments]))
+        sys.stdout.write(receiver_unit([*own_command(), *arguments]))
         sys.stdout.flush()
     except OSError as error:
         raise FailedError("The unit could not be printed", error.strerror or str(error), "Try again.") from error
-
-
-def _program() -> str:
-    import os
-    import shutil
-
-    return os.path.realpath(shutil.which("backhaul") or sys.argv[0])

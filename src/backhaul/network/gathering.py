@@ -80,6 +80,8 @@ class Gathering:
         self._on_arrival = on_arrival
         self._on_problem = on_problem
         self._present: set[str] = set()
+        # Those that called and were not let in: why says more than that they don't answer when they are called.
+        self._refused: set[str] = set()
         self._stop = threading.Event()
         self._lock = threading.Lock()
 
@@ -123,7 +125,8 @@ class Gathering:
                 try:
                     connection = socket.create_connection((host.name, host.port), timeout=_OPENING)
                 except OSError as error:
-                    self._on_problem(host.name, f"{host.text(RECEIVER_PORT)}: {error.strerror or error}")
+                    if host.name not in self._refused:
+                        self._on_problem(host.name, f"{host.text(RECEIVER_PORT)}: {error.strerror or error}")
                 else:
                     self._let_in(connection, connection.getpeername()[0], host)
             self._stop.wait(_REDIAL)
@@ -146,13 +149,19 @@ class Gathering:
             control.name = who = name
             reason = self._admit(Arrival(name, control, hello, peer))
             if reason:
+                if dialled is None:
+                    self._refused.add(name)
                 self._on_problem(name, reason)
                 control.send(Bye(reason=reason))
             kept = not reason
         except (ConnectionLostError, OSError) as error:
             self._on_problem(who, str(error))
         except BackhaulError as error:
-            self._on_problem(who, f"{error.what}: {error.why}" if error.why else error.what)
+            reason = f"{error.what}: {error.why}" if error.why else error.what
+            self._on_problem(who, reason)
+            if control is not None:
+                with contextlib.suppress(ConnectionLostError):
+                    control.send(Bye(reason=reason))
         finally:
             if not kept:
                 if control is not None:

@@ -754,13 +754,18 @@ class SenderSession:
                     state=receiver.state if receiver.state != RECEIVING else LOST,
                     transport=receiver.transport,
                     late=receiver.late,
-                    caught_up=receiver.caught_up,
+                    caught_up=receiver.caught_up + self._catching_up(receiver),
                     fed_by=tuple(receiver.fed_by),
                     reason=receiver.reason or receiver.remark,
                     receipt=receiver.receipt,
                 )
                 for receiver in self.receivers
             )
+
+    def _catching_up(self, receiver: _Receiver) -> int:
+        """Return what a late one has had over the sender's own link, if that goes on still."""
+        feeder = self._feeders.get(receiver.index)
+        return feeder.sent if receiver.late and feeder is not None else 0
 
     def _say(self, receiver: _Receiver, message: messages.FromSender) -> None:
         with contextlib.suppress(ConnectionLostError):  # its own thread finds out

@@ -263,7 +263,12 @@ class _Service:
                 busy = self._busy
                 if not busy:
                     self._busy = f"it is at a session with {peer.name} since {_clock()}"
-            data_listener = listen("", 0 if busy else self._options.data_port, "receive")
+            try:
+                data_listener = listen("", 0 if busy else self._options.data_port, "receive")
+            except ConfigurationError:
+                if not busy:
+                    self.free()
+                raise
             try:
                 control.send(_hello(self._credentials, self._options, data_listener.getsockname()[1], busy))
             except ConnectionLostError:
@@ -646,7 +651,8 @@ def _check_able(options: ReceiveOptions) -> None:
     if options.output is not None and options.output != "-" and "{" not in options.output:
         path = Path(options.output)
         directory = path if options.output.endswith("/") else path.parent
-        existing = directory if directory.is_dir() else directory.parent
+        # (DIR/ is made where it is missing; that of a FILE is not.)
+        existing = directory.parent if options.output.endswith("/") and not directory.is_dir() else directory
         if not existing.is_dir() or not os.access(existing, os.W_OK):
             raise ConfigurationError(
                 f"{options.output} can't be written", f"{existing} is no directory that can be written", "Make it."
