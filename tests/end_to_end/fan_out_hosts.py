@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import functools
 import hashlib
 import json
 import os
@@ -196,7 +197,19 @@ class Hosts:
         """Wait until the consumers of these have so many bytes."""
         for host in hosts:
             file = self.directory / host / "taken"
-            until(lambda file=file: file.exists() and file.stat().st_size >= size, f"{size} bytes at {host}")
+            until(functools.partial(_has, file, size), f"{size} bytes at {host}")
+
+    def until_still(self) -> int:
+        """Wait until the sender puts no more of the stream on its cable; return the bytes there so far."""
+        seen: list[int] = []
+
+        def still() -> bool:
+            seen.append(self.lab.host("primary").sent().bytes)
+            time.sleep(0.4)
+            return len(seen) > 3 and seen[-1] - seen[-4] < 30_000
+
+        until(still, "a standstill")
+        return seen[-1]
 
     def chain(self, count: int = 3) -> list[str]:
         """Return the receivers in the order in which the stream goes through them, by their connections."""
@@ -239,6 +252,10 @@ class Hosts:
         """No file has its name, none was left half, and no consumer was given an end."""
         left = {path.name for path in (self.directory / host).iterdir()}
         assert not {name for name in left if name in ("got", "seen") or "partial" in name}, left
+
+
+def _has(file: Path, size: int) -> bool:
+    return file.exists() and file.stat().st_size >= size
 
 
 RECEIVERS = tuple(f"r{number}" for number in range(1, 9))

@@ -294,18 +294,9 @@ def test_a_consumer_that_stands_still_without_a_spool_is_waited_for(hosts: Hosts
     os.kill(consumer, signal.SIGSTOP)
     os.close(gate)
     # The receiver has no room, nor has the one before it: the dump waits, with most of it still unread.
-    before = 0
-
-    def stands() -> bool:
-        nonlocal before
-        now = hosts.lab.host("primary").sent().bytes
-        still_so, before = now - before < 20_000, now
-        signal.sigtimedwait([], 1.0)
-        return still_so
-
-    until(stands)
+    sent = hosts.until_still()
     assert sender.running
-    assert hosts.lab.host("primary").sent().bytes < 2 * len(hosts.content) - 5_000_000
+    assert sent < 2 * len(hosts.content) - 5_000_000
     assert not any((hosts.directory / name / "seen").exists() for name in receivers)
     os.kill(consumer, signal.SIGCONT)
     assert sender.wait() == 0
@@ -349,19 +340,53 @@ def test_a_spool_that_is_full_throttles_and_loses_nothing(hosts: Hosts, tmpfs: P
     consumer = child_of(still.process, b"cat")
     os.kill(consumer, signal.SIGSTOP)
     os.close(gate)
-    # (The sender says so only at the end: what it has put on its cable no longer grows.)
-    seen: list[int] = []
-
-    def stands() -> bool:
-        seen.append(hosts.lab.host("primary").sent().bytes)
-        signal.sigtimedwait([], 0.5)
-        return len(seen) > 3 and seen[-1] - seen[-4] < 30_000
-
-    until(stands)
-    assert 5_000_000 < seen[-1] < 2 * len(hosts.content) - 5_000_000
+    sent = hosts.until_still()
+    assert 5_000_000 < sent < 2 * len(hosts.content) - 5_000_000
     os.kill(consumer, signal.SIGCONT)
     assert sender.wait() == 0, sender.err
     for receiver in receivers.values():
         assert receiver.wait() == 0
         hosts.assert_whole(receiver.name, content=2 * hosts.content)
     assert still.json["spooled"] > 1_000_000
+
+
+@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM])
+def test_a_consumer_that_stands_still_is_killed_when_there_will_be_no_whole_stream(
+    hosts: Hosts, number: signal.Signals
+) -> None:
+    hosts.shorten_buffers()
+    receivers = {receiver.name: receiver for receiver in hosts.receivers(2, *SMALL)}
+    sender = hosts.send(*SMALL, *hosts.gated(4_000_000, times=2), count=2)
+    gate = hosts.until_gate()
+    hosts.until_taken("r1", "r2")
+    still = receivers[hosts.chain(2)[0]]
+    consumer = child_of(still.process, b"cat")
+    os.kill(consumer, signal.SIGSTOP)
+    os.close(gate)
+    hosts.until_still()
+    sender.kill(number)
+    sender.wait()
+    if number == signal.SIGKILL:  # (The rest might be on its way: whether it is shows once there is room for it.)
+        os.kill(consumer, signal.SIGCONT)
+    for receiver in receivers.values():
+        assert receiver.wait() == 1
+        hosts.assert_nothing(receiver.name)
+
+
+def test_a_relay_that_is_killed_while_all_wait_for_it(hosts: Hosts) -> None:
+    """What was on its way through it, the others still get."""
+    hosts.shorten_buffers()
+    receivers = {receiver.name: receiver for receiver in hosts.receivers(3, *SMALL)}
+    sender = hosts.send(*SMALL, "--require", "2", *hosts.gated(4_000_000, times=2))
+    gate = hosts.until_gate()
+    hosts.until_taken("r1", "r2", "r3")
+    still = receivers.pop(hosts.chain()[1])
+    os.kill(child_of(still.process, b"cat"), signal.SIGSTOP)
+    os.close(gate)
+    hosts.until_still()
+    still.kill()
+    assert sender.wait() == 3
+    assert fates(sender) == {still.name: "lost", **dict.fromkeys(receivers, "complete")}
+    for receiver in receivers.values():
+        assert receiver.wait() == 0
+        hosts.assert_whole(receiver.name, content=2 * hosts.content)
