@@ -115,7 +115,7 @@ def decode_body(data: bytes, kind: type[Body]) -> Body:
     """
     try:
         decoded: Body = _DECODERS[kind].decode(data)
-    except msgspec.DecodeError as error:
+    except (msgspec.DecodeError, UnicodeDecodeError) as error:
         raise _damaged(str(error)) from error
     return decoded
 

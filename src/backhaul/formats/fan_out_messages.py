@@ -195,6 +195,6 @@ def decode(text: bytes | bytearray) -> Message:
     """
     try:
         message: Message = _DECODER.decode(text)
-    except msgspec.DecodeError as error:
+    except (msgspec.DecodeError, UnicodeDecodeError) as error:
         raise FormatError("A message can't be read", str(error), "See that both hosts run the same version.") from error
     return message

@@ -330,12 +330,14 @@ class ChunkLog:
         return True
 
     def _drop_passed_file(self) -> bool:
-        """Drop the oldest file if every reader has passed it and nobody may come late; tell whether there was one."""
-        if not self._files or self._keep_all:
+        """Drop the oldest file if every reader has passed it; tell whether there was one."""
+        if not self._files:
             return False
         after = self._files[0].first + len(self._files[0].places)
         if any(reader.position < after for reader in self.readers):
             return False
+        # Those who are there come before those who may come late: without the beginning the rest is no use to them.
+        self._keep_all = False
         self._drop_file()
         return True
 
