@@ -261,7 +261,7 @@ def test_a_consumer_that_fails_with_no_file_beside_it(hosts: Hosts, script: str)
 
 def test_a_consumer_that_stands_still_with_a_spool_holds_up_nobody(hosts: Hosts) -> None:
     receivers = {receiver.name: receiver for receiver in hosts.receivers(3, *SMALL, "--spool", ".", "--json")}
-    sender = hosts.send(*SMALL, *hosts.gated())
+    sender = hosts.send(*SMALL, *hosts.gated(times=2))
     gate = hosts.until_gate()
     hosts.until_taken("r1", "r2", "r3")
     still = receivers.pop(hosts.chain()[0])
@@ -270,14 +270,14 @@ def test_a_consumer_that_stands_still_with_a_spool_holds_up_nobody(hosts: Hosts)
     os.close(gate)
     for name in receivers:  # while it stands, the others have all of it
         until((hosts.directory / name / "seen").exists, f"the end at {name}")
-        hosts.assert_whole(name)
+        hosts.assert_whole(name, content=hosts.content * 2)
     assert still.running
     assert not (hosts.directory / still.name / "got").exists()
     os.kill(consumer, signal.SIGCONT)
     assert sender.wait() == 0
     assert sender.json["fan_out"]["held_seconds"] < 5
     assert still.wait() == 0
-    hosts.assert_whole(still.name)
+    hosts.assert_whole(still.name, content=hosts.content * 2)
     assert still.json["spooled"] > 5_000_000
     for receiver in receivers.values():
         assert receiver.wait() == 0

@@ -165,8 +165,7 @@ def test_a_consumer_that_stands_still(hosts: Hosts) -> None:
     slow = hosts.receive("r1", "--spool", ".", "--memory", "2M", "-o", "got", "--", "sh", "-c", wait)
     others = [hosts.receive("r2"), hosts.receive("r3")]
     sender = hosts.send(*MULTICAST, "--", "cat", *[str(hosts.payload)] * 3)
-    for receiver in others:
-        until(lambda name=receiver.name: (hosts.directory / name / "seen").exists(), f"the whole at {receiver.name}")
+    until(lambda: all((hosts.directory / name / "seen").exists() for name in ("r2", "r3")), "the whole at the others")
     assert slow.running
     assert sender.running
     (hosts.directory / "r1" / "go").touch()

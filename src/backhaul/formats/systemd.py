@@ -113,6 +113,8 @@ def receiver_unit(command: Sequence[str]) -> str:
             # A session that fails does not end the service; what does is started again.
             "Restart=always",
             "RestartSec=10",
+            # It was asked to stop.
+            "SuccessExitStatus=130",
         ],
         ["[Install]", "WantedBy=multi-user.target"],
     )

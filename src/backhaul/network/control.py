@@ -38,8 +38,8 @@ class Control:
 
     def __init__(self, connection: socket.socket, name: str) -> None:
         self.name = name
-        self.address = connection.getpeername()[0]
-        self.own_address = connection.getsockname()[0]
+        self.address = plain_address(connection.getpeername()[0])
+        self.own_address = plain_address(connection.getsockname()[0])
         self.sent = 0
         self.closed = False
         self._socket = connection
@@ -136,6 +136,11 @@ class Control:
             why,
             "See that both hosts run the same version of backhaul.",
         )
+
+
+def plain_address(text: str) -> str:
+    """Return an address as people write it: of IPv4 also where it came in on a socket for both (RFC 4291, 2.5.5.2)."""
+    return text.removeprefix("::ffff:") if "." in text else text
 
 
 def _words(error: Exception) -> str:

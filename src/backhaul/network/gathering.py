@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import socket
 import threading
 from collections.abc import Callable, Sequence
@@ -13,12 +14,14 @@ from backhaul.errors import BackhaulError, ConfigurationError, PeerError
 from backhaul.formats.fan_out_messages import VERSION, Bye, Hello
 from backhaul.formats.roster import RECEIVER_PORT, Host
 from backhaul.network.authority import RECEIVE
-from backhaul.network.control import ConnectionLostError, Control
+from backhaul.network.control import ConnectionLostError, Control, plain_address
 from backhaul.network.credentials import Credentials, Peer
 
 _OPENING = 10.0
 _REDIAL = 1.0
+_REFUSED = 5.0
 _LOOK = 0.5
+_BACKLOG = 64
 
 
 class Arrival(msgspec.Struct, frozen=True):
@@ -37,16 +40,15 @@ def listen(address: str, port: int, what: str) -> socket.socket:
         ConfigurationError: it can't be had.
     """
     try:
-        family = socket.AF_INET6 if ":" in address else socket.AF_INET
-        listener = socket.socket(family, socket.SOCK_STREAM)
+        if address:
+            family = socket.AF_INET6 if ":" in address else socket.AF_INET
+            return socket.create_server((address, port), family=family, backlog=_BACKLOG)
         try:
-            listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-            listener.bind((address, port))
-            listener.listen(64)
-        except BaseException:
-            listener.close()
-            raise
-        return listener
+            return socket.create_server(("", port), family=socket.AF_INET6, dualstack_ipv6=True, backlog=_BACKLOG)
+        except (OSError, ValueError) as error:
+            if isinstance(error, OSError) and error.errno == errno.EADDRINUSE:
+                raise
+            return socket.create_server(("", port), backlog=_BACKLOG)  # this host has no IPv6
     except OSError as error:
         raise ConfigurationError(
             f"{what} can't listen on {address or '*'}:{port}",
@@ -114,7 +116,7 @@ class Gathering:
                 return
             # (One that says nothing must not keep the others waiting.)
             threading.Thread(
-                target=self._let_in, args=(connection, address[0], None), name="greet", daemon=True
+                target=self._let_in, args=(connection, plain_address(address[0]), None), name="greet", daemon=True
             ).start()
 
     def _dial(self, host: Host) -> None:
@@ -128,10 +130,13 @@ class Gathering:
                     if host.name not in self._refused:
                         self._on_problem(host.name, f"{host.text(RECEIVER_PORT)}: {error.strerror or error}")
                 else:
-                    self._let_in(connection, connection.getpeername()[0], host)
+                    if not self._let_in(connection, connection.getpeername()[0], host):
+                        # It is there, and busy perhaps: neither side is to be filled with tries.
+                        self._stop.wait(_REFUSED - _REDIAL)
             self._stop.wait(_REDIAL)
 
-    def _let_in(self, connection: socket.socket, address: str, dialled: Host | None) -> None:
+    def _let_in(self, connection: socket.socket, address: str, dialled: Host | None) -> bool:
+        """Find out who is there; tell whether it is let in."""
         control: Control | None = None
         kept = False
         who = dialled.name if dialled is not None else address
@@ -168,6 +173,7 @@ class Gathering:
                     control.release()
                 with contextlib.suppress(OSError):
                     connection.close()
+        return kept
 
     def _admit(self, arrival: Arrival) -> str:
         with self._lock:

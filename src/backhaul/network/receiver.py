@@ -26,7 +26,7 @@ from backhaul.pipeline.recycler import Recycler
 from backhaul.pipeline.supervisor import StoppedError, Supervisor
 from backhaul.transforms.seal import Opener, SessionKeys
 
-_TICK = 0.2
+_TICK = 0.05
 # Seconds between two reports of one who receives by multicast, at least.
 _SHORTEST = 0.005
 _PROBES_LATE = 0.5
@@ -170,7 +170,12 @@ class ReceiverSession:
             self._append_early()
 
     def _append(self, header: Header, data: bytearray, body: memoryview) -> None:
-        self.log.append(data, body)
+        try:
+            self.log.append(data, body)
+        except OSError as error:
+            # (It would be no link's fault, and no other link would help.)
+            self.fail(f"the spool failed: {error.strerror or error}")
+            raise LogClosedError from error
         if header.kind == chunk.SESSION_END:
             self._whole = True
         if self._multicast is not None:
@@ -342,10 +347,17 @@ class ReceiverSession:
         Raises:
             SessionLostError: the stream will not be whole.
         """
+        came, since = -1, time.monotonic()
         while not done.wait(_TICK):
+            now = time.monotonic()
+            if self.received != came:
+                came, since = self.received, now
             if self.failure is not None:
                 raise SessionLostError(self.failure)
-            if self._lost is not None and not self._whole and self._intake.upstream is None:
+            if self._lost is None or self._whole:
+                continue
+            # The sender is gone. What others may still pass on counts as long as it comes.
+            if self._intake.upstream is None or now - max(since, self._lost_at) > _ORPHAN_PATIENCE:
                 raise SessionLostError(self._lost)
 
     def stop_consuming(self) -> None:

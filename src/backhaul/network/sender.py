@@ -42,7 +42,7 @@ from backhaul.network.control import BEAT, SILENCE, ConnectionLostError, Control
 from backhaul.network.gathering import Arrival
 from backhaul.network.links import Feeder
 from backhaul.network.multicast import Multicast
-from backhaul.pipeline.chunk_log import ChunkLog, LogClosedError
+from backhaul.pipeline.chunk_log import ChunkLog, LogClosedError, Reader
 from backhaul.pipeline.recycler import Recycler
 from backhaul.planning import chain
 from backhaul.planning.chain import Position
@@ -54,6 +54,8 @@ _RETRY = 1.0
 # Seconds after which a link that was broken may be tried again: cables are plugged in again.
 _FORGIVEN = 60.0
 _DROP_AFTER = 5.0
+# Seconds after which a receiver to which no link can be opened is given up.
+_UNREACHED = 30.0
 _BYE_PATIENCE = 5.0
 _PROBES = 50
 _PROBE_PATIENCE = 3.0
@@ -86,6 +88,8 @@ class _Receiver:
         self.dismissed = False
         self.told: tuple[int, ...] | None = None
         self.udp_port = 0
+        self.unreached_since: float | None = None
+        self.unreached_at = 0
 
     @property
     def taking_part(self) -> bool:
@@ -175,6 +179,7 @@ class SenderSession:
         self._route: chain.Route = {SENDER: ()}
         self._route_due: float | None = None
         self._closed = threading.Event()
+        self._keeper: Reader | None = None
         self._multicast: Multicast | None = None
         self._damaged: dict[int, int] = {}
         self._menders: dict[int, Feeder] = {}
@@ -240,8 +245,20 @@ class SenderSession:
             by_group = {r.index: (r.control.address, r.udp_port) for r in self.receivers if self._in_group(r)}
         if by_group and self._multicast is not None:
             self._multicast.start(self.log, by_group)
+        if self._order:
+            self._keeper = self.log.reader("receivers", self.log.start)
         self._append_signed(start)
         self._plan_route()
+
+    def _advance_keeper(self) -> None:
+        """Keep what a receiver of the chain lacks still: should those before it die, it comes from here.
+
+        (The condition is held.)
+        """
+        if self._keeper is not None:
+            chained = [self.receivers[node] for node in self._order if node not in self._apart]
+            lacking = [receiver.status.next for receiver in chained if receiver.state == RECEIVING]
+            self._keeper.advance(min(lacking, default=self.log.end))
 
     def _in_group(self, receiver: _Receiver) -> bool:
         return receiver.state == RECEIVING and receiver.transport == "multicast"
@@ -324,7 +341,8 @@ class SenderSession:
             self._say(receiver, messages.Signed(chunk=chunk) if begun else messages.Bye(reason=reason))
             with self.condition:
                 receiver.reason = receiver.reason or reason
-                receiver.state = FAILED
+                if begun:
+                    receiver.state = FAILED
 
     def _append_signed(self, body: Start | StreamEnd | SessionEnd, check: Callable[[], None] = lambda: None) -> None:
         with self._seal_lock:
@@ -362,6 +380,9 @@ class SenderSession:
             before, receiver.status = receiver.status, message
             if message.received != before.received or message.next != before.next or message.blocked:
                 receiver.moved_at = time.monotonic()
+            if message.received > receiver.unreached_at:
+                receiver.unreached_since = None
+            self._advance_keeper()
             self._on_status(receiver, message)
         elif isinstance(message, Ready):
             receiver.probes, receiver.udp_port = message.probes, message.udp_port
@@ -381,6 +402,8 @@ class SenderSession:
                 self._link_down(receiver.index, message.index, message.reason, gone=message.gone)
         elif isinstance(message, Received):
             receiver.receipt = message.receipt
+            if receiver.state != RECEIVING:
+                return  # it was dropped: what it says of that is no news
             receiver.state = COMPLETE if message.receipt.outcome == "complete" else FAILED
             receiver.reason = receiver.reason or message.receipt.reason
             if receiver.state == FAILED:
@@ -420,14 +443,42 @@ class SenderSession:
                 self._apart.add(target)
                 self._on_news(f"{receiver.name} is far behind {who}: it is fed from here until it has caught up")
         else:
-            self._broken[source, target] = time.monotonic()
+            now = time.monotonic()
+            self._broken[source, target] = now
+            if receiver.unreached_since is None:
+                receiver.unreached_since, receiver.unreached_at = now, receiver.status.received
+            if now - receiver.unreached_since > _UNREACHED and self._only_way(source, target):
+                address = f"{receiver.control.address}:{receiver.hello.port}"
+                self._fail_receiver(receiver, f"nobody reaches it at {address} (--data-port): {reason}")
+                return
             self._on_news(f"the link from {who} to {receiver.name} is broken: {reason}")
         if source != SENDER:
             self.receivers[source].told = None
         self._route_due = time.monotonic() + (_RETRY if not gone and self._only_way(source, target) else 0.0)
 
+    def _cut(self, source: int, target: int) -> None:
+        """End a link over which nothing comes, so that it is opened anew if there is no other. (Condition held.)"""
+        if source == SENDER:
+            feeder = self._feeders.pop(target, None)
+            if feeder is not None:
+                self._settle(target, feeder)
+                feeder.stop()
+        else:
+            self._say(self.receivers[source], messages.Route(feeds=()))
+            self.receivers[source].told = ()
+
     def _only_way(self, source: int, target: int) -> bool:
         return target in chain.route(self._order, self._broken, self._apart).get(source, ())
+
+    def _fail_receiver(self, receiver: _Receiver, reason: str) -> None:
+        """Take a receiver out of the session. (The condition is held.)"""
+        if receiver.index in self._order:
+            self._order.remove(receiver.index)
+        self._apart.discard(receiver.index)
+        receiver.state, receiver.reason = FAILED, reason
+        self._on_news(f"{receiver.name} failed: {reason}")
+        self._say(receiver, messages.Bye(reason=reason))
+        self._route_due = 0.0
 
     def _give_up_on(self, receiver: _Receiver) -> None:
         """Nobody has any more what a receiver wants. (The condition is held.)"""
@@ -437,9 +488,7 @@ class SenderSession:
             receiver.from_store = True
             self._on_news(f"{receiver.name} is far behind: it gets the backup from the store once that is whole")
             return
-        receiver.state = FAILED
-        receiver.reason = "it wants what nobody keeps any more (send --spool DIR keeps all)"
-        self._say(receiver, messages.Bye(reason=receiver.reason))
+        self._fail_receiver(receiver, "it wants what nobody keeps any more (send --spool DIR keeps all)")
 
     def _plan_route(self) -> None:
         """Decide who feeds whom, and tell those whom it changes."""
@@ -623,6 +672,7 @@ class SenderSession:
                         positions[successor] = self.receivers[successor].position(now)
             for source, target in chain.stalled(route, positions, self.log.end):
                 self.receivers[target].moved_at = now  # the new link has its time too
+                self._cut(source, target)
                 self._link_down(source, target, f"nothing came over it for {chain.LINK_PATIENCE:.0f} s", gone=False)
             tail = self._tail()
             for node in list(self._apart):
@@ -633,6 +683,7 @@ class SenderSession:
                     self._on_news(f"{self.receivers[node].name} has caught up")
                     self._route_due = 0.0
             self._mend()
+            self._advance_keeper()
             self._look_at_group()
             self._look_for_slow()
             due = self._route_due is not None and self._route_due <= now

@@ -142,6 +142,11 @@ class FanOut:
             known.setdefault(host.name, (host.name, "waiting", ""))
         return list(known.values())
 
+    def give_up(self, error: BackhaulError) -> None:
+        """Take it out of the run before it began: nobody receives anything."""
+        self.failure = error
+        self.abort(f"{error.what}: {error.why}")
+
     # -- before the dump ---------------------------------------------------------------------------------
 
     def gather(self, *, store_expected: bool, sleep: Callable[[float], None] = time.sleep) -> None:
@@ -175,7 +180,7 @@ class FanOut:
         session.store_expected = store_expected
         self._gathering = Gathering(self._credentials, options.hosts, self._listener(), session.admit, self._problem)
         session.on_left = self._gathering.left
-        self._warn_of_expiry()
+        self._warn()
         self._gathering.start()
         began = time.monotonic()
         first: float | None = None
@@ -204,7 +209,11 @@ class FanOut:
             self._required = roster.required(options.require, self._expected)
         session.probe_group()
 
-    def _warn_of_expiry(self) -> None:
+    def _warn(self) -> None:
+        if self._credentials.kind == "plain":
+            self._on_news(
+                "without keys (--insecure-plain): whoever reaches these hosts can read or send a dump"
+            )
         expires = self._credentials.expires
         if expires is not None and expires - dt.datetime.now(dt.UTC) < _EXPIRES_SOON:
             self._on_news(
@@ -379,18 +388,18 @@ class FanOut:
 
     def result(self) -> FanOutResult:
         """Return what became of it."""
-        assert self.session is not None
+        session = self.session
         return FanOutResult(
-            session=self.session.keys.session.hex(),
+            session=session.keys.session.hex() if session is not None else "",
             roster=self.text,
             transport=self.options.transport,
-            payload=self.session.payload,
-            sent=self.session.sent,
-            held_seconds=round(self.session.log.held_seconds, 3),
-            spooled=self.session.log.most_spooled,
+            payload=session.payload if session is not None else 0,
+            sent=session.sent if session is not None else 0,
+            held_seconds=round(self.held_seconds, 3),
+            spooled=session.log.most_spooled if session is not None else 0,
             required=self._required,
-            receivers=self._fates(),
-            reason=self.failure.why if self.failure is not None else "",
+            receivers=self._fates() if session is not None else (),
+            reason=(self.failure.why or self.failure.what) if self.failure is not None else "",
         )
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ipaddress
 import socket
 from collections.abc import Callable
 
@@ -104,6 +105,12 @@ def fan_out_of(
     if ":" in options.group:
         address, _, port = options.group.rpartition(":")
         options = _with_group(options, address, port)
+    if not _is_group(options.group):
+        raise UsageError(
+            f"--group {options.group} is no multicast group",
+            "those are the addresses from 224.0.0.0 to 239.255.255.255",
+            "Leave it out, or take one of 239.255.0.0/16.",
+        )
     return FanOut(credentials_of(key, insecure_plain=insecure_plain), options, on_news)
 
 
@@ -120,6 +127,13 @@ def fan_out_at(text: str, on_news: Callable[[str], None] = lambda text: None) ->
         on_news=on_news,
         **values,
     )
+
+
+def _is_group(address: str) -> bool:
+    try:
+        return ipaddress.IPv4Address(address).is_multicast
+    except ValueError:
+        return False
 
 
 def _with_group(options: FanOutOptions, address: str, port: str) -> FanOutOptions:

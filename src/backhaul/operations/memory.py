@@ -145,6 +145,11 @@ def fan_out_bound(log: int, streams: int) -> MemoryBound:
     )
 
 
+def sender_terms(log: int) -> dict[str, int]:
+    """Return what a fan-out adds to the bound of a push; ``log`` is most bytes of chunks in memory."""
+    return {"fan-out chunks": log + 2 * LARGEST_BODY, "fan-out buffers": RECYCLED}
+
+
 def pull_window(workers: int) -> int:
     """Return the ranges in flight: one a worker, one being written, one ready."""
     return workers + 2

@@ -62,6 +62,7 @@ from backhaul.model.manifest import (
     StreamRecord,
     Tool,
 )
+from backhaul.model.memory import MemoryBound
 from backhaul.model.objects import StoredObject
 from backhaul.model.results import PushedStream, PushResult
 from backhaul.operations import memory, series
@@ -278,7 +279,7 @@ class _Push:
         clock = time.monotonic()
         try:
             if self.fan_out is not None:
-                self.fan_out.gather(store_expected=any(d.reachable_by_others for d in self.destinations))
+                self._gather(self.fan_out)
                 clock = time.monotonic()  # (the waiting for receivers is not the push's time)
             self.started = self._resume() or self._claim()
             self._plan()
@@ -299,6 +300,15 @@ class _Push:
                 stream.source.abort()
             self.sources.abort()
         return self._result(time.monotonic() - clock)
+
+    def _gather(self, fan_out: FanOut) -> None:
+        """Wait for the receivers; a push that may do without them goes on without them."""
+        try:
+            fan_out.gather(store_expected=any(d.reachable_by_others for d in self.destinations))
+        except BackhaulError as error:
+            fan_out.give_up(error)
+            if len(self.living) < self.required:
+                raise
 
     def _succeeded(self) -> int:
         stored = sum(destination.committed is not None for destination in self.destinations)
@@ -473,7 +483,9 @@ class _Push:
     def _wait_for_definitions(self, stream: _OutgoingStream) -> None:
         """Begin with no rows before the definitions were read: who restores as they come needs those first."""
         if stream.part is not None and stream.part.section == DATA:
-            schemas = [s for s in self.streams if s.part is not None and s.part.section == SCHEMA]
+            # (Of the same database: those of others may be behind this stream in the queue.)
+            own = [s for s in self.streams if s.part is not None and s.part.database == stream.part.database]
+            schemas = [s for s in own if s.part is not None and s.part.section == SCHEMA]
             with self.group.condition:
                 self.group.wait_for(lambda: all(schema.settled for schema in schemas))
 
@@ -684,17 +696,24 @@ class _Push:
             destinations=tuple(destination.result() for destination in self.destinations),
             fan_out=self.fan_out.result() if self.fan_out is not None else None,
             required=self.required,
-            memory=memory.push_bound(
-                self.lane_workers,
-                self.setting,
-                [destination.rules for destination in self.destinations if destination.rules is not None],
-                max(transcript.stored.size for transcript in transcripts),
-                max(transcript.frames for transcript in transcripts),
-                encrypted=self.key is not None,
-                lanes=self.lanes,
-            ),
+            memory=self._memory(transcripts),
             peak_memory=memory.peak_memory(),
         )
+
+    def _memory(self, transcripts: Sequence[Transcript]) -> MemoryBound:
+        bound = memory.push_bound(
+            self.lane_workers,
+            self.setting,
+            [destination.rules for destination in self.destinations if destination.rules is not None],
+            max(transcript.stored.size for transcript in transcripts),
+            max(transcript.frames for transcript in transcripts),
+            encrypted=self.key is not None,
+            lanes=self.lanes,
+        )
+        if self.fan_out is None:
+            return bound
+        more = memory.sender_terms(self.fan_out.options.memory)
+        return MemoryBound(terms={**bound.terms, **more}, total=bound.total + sum(more.values()))
 
     def _remark(self) -> str | None:
         heads = [stream.encoder.head for stream in self.streams if stream.encoder is not None]

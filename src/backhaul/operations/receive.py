@@ -40,7 +40,7 @@ from backhaul.formats.source_url import parse_source_url
 from backhaul.model.fan_out import Receipt, ReceivedStream, ReceiveResult, SessionEnd, Start, StreamEnd
 from backhaul.model.manifest import SourceRecord
 from backhaul.network.authority import SEND
-from backhaul.network.control import SILENCE, ConnectionLostError, Control
+from backhaul.network.control import SILENCE, ConnectionLostError, Control, plain_address
 from backhaul.network.credentials import Credentials
 from backhaul.network.gathering import listen
 from backhaul.network.receiver import FromStoreError, ReceiverSession, SessionLostError
@@ -64,6 +64,7 @@ DEFAULT_SPOOL_SIZE = 100 * 10**9
 DEFAULT_MAX_WAIT = 3600.0
 _OPENING = 10.0
 _REDIAL = 1.0
+_SAY_AGAIN = 600.0
 
 
 class ReceiveOptions(msgspec.Struct, frozen=True, kw_only=True):
@@ -229,6 +230,7 @@ class _Service:
         self._options = options
         self._on_news = on_news
         self._busy = ""
+        self._said = ("", 0.0)
         self._lock = threading.Lock()
         self._ready: queue.Queue[tuple[Control, socket.socket]] = queue.Queue()
         threading.Thread(target=self._accept, name="listen", daemon=True).start()
@@ -239,6 +241,16 @@ class _Service:
             with contextlib.suppress(queue.Empty):
                 control, self.data_listener = self._ready.get(timeout=0.5)
                 return control
+
+    def _say_once(self, text: str) -> None:
+        """Say it, but not again and again while it is the same: whoever is turned away comes back soon."""
+        now = time.monotonic()
+        with self._lock:
+            again = text == self._said[0] and now - self._said[1] < _SAY_AGAIN
+            if not again:
+                self._said = (text, now)
+        if not again:
+            self._on_news(text)
 
     def free(self) -> None:
         """The session is over: the next one may come."""
@@ -251,7 +263,9 @@ class _Service:
                 connection, address = self._listener.accept()
             except OSError:
                 return
-            threading.Thread(target=self._greet, args=(connection, address[0]), name="greet", daemon=True).start()
+            threading.Thread(
+                target=self._greet, args=(connection, plain_address(address[0])), name="greet", daemon=True
+            ).start()
 
     def _greet(self, connection: socket.socket, address: str) -> None:
         try:
@@ -282,11 +296,11 @@ class _Service:
                 with contextlib.suppress(ConnectionLostError, BackhaulError):
                     control.receive(SILENCE)
                 control.release()
-                self._on_news(f"a session with {peer.name} was turned away: {busy}")
+                self._say_once(f"a session with {peer.name} was turned away: {busy}")
                 return
             self._ready.put((control, data_listener))
         except BackhaulError as error:
-            self._on_news(f"{address} was not let in: {error.what}: {error.why}")
+            self._say_once(f"{address} was not let in: {error.what}: {error.why}")
             with contextlib.suppress(OSError):
                 connection.close()
 
@@ -553,6 +567,8 @@ class _Reception:
 
     def _lost_session(self, session: ReceiverSession, reason: str) -> FailedError:
         session.send_receipt(self._receipt(session, "failed", reason), patience=1.0)
+        if self._start is None:
+            return FailedError("No dump came", reason, "Nothing was touched. See to the sender, and send again.")
         return _lost(reason)
 
     def _received(self) -> tuple[ReceivedStream, ...]:
