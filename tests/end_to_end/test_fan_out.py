@@ -19,7 +19,6 @@ from backhaul.testing.network_lab import Lab
 from backhaul.testing.servers import MariaDB, PostgreSQL, SeaweedFS
 from tests.end_to_end.awkward_databases import (
     fingerprint_postgresql,
-    make_mariadb,
     make_postgresql,
     schema_postgresql,
 )
@@ -203,17 +202,37 @@ def locked(server: PostgreSQL, database: str, table: str) -> Iterator[None]:
         process.communicate()
 
 
-def test_mariadb_into_two_databases(hosts: Hosts, mariadb: MariaDB) -> None:
-    make_mariadb(mariadb, "fan")
+SHOP = r"""
+create table orders (id int primary key auto_increment, name varchar(100), total decimal(12, 2), key (name));
+insert into orders (name, total) select concat('ö', seq, '\'\\"\n'), seq / 7 from seq_1_to_20000;
+create table notes (id int primary key, b blob);
+insert into notes select seq, unhex(md5(seq)) from seq_1_to_20000;
+create view large as select * from orders where total > 1000;
+create function plus_one(i int) returns int deterministic return i + 1;
+"""
+
+
+def test_mariadb_into_databases_and_into_files(hosts: Hosts, mariadb: MariaDB) -> None:
+    """Several streams: a database takes them, and a directory; a single file does not, and holds up nobody."""
+    mariadb.sql("create database fan")
+    mariadb.sql(SHOP, "fan")
     try:
         receivers = [hosts.receive(name, "--into", mariadb.url(f"fan_{name}")) for name in ("r1", "r2")]
-        sender = hosts.send("--compress", "1", "--streams", "2", "--from", mariadb.url("fan"), count=2)
-        assert sender.wait() == 0, sender.err
-        assert len(sender.json["streams"]) > 2
+        kept, wrong = hosts.receive("r3", "-o", "kept/"), hosts.receive("r4", "-o", "got")
+        words = ("--compress", "1", "--streams", "2", "--require", "3", "--from", mariadb.url("fan"))
+        sender = hosts.send(*words, count=4)
+        assert sender.wait() == 3, sender.err
         for receiver in receivers:
             assert receiver.wait() == 0, receiver.err
-            name = f"fan_{receiver.name}"
-            assert mariadb.dump(name) == mariadb.dump("fan")
+            assert mariadb.dump(f"fan_{receiver.name}") == mariadb.dump("fan")
+        assert kept.wait() == 0
+        sizes = {file.name: file.stat().st_size for file in (hosts.directory / "r3" / "kept").iterdir()}
+        assert sizes == {stream["name"]: stream["raw_size"] for stream in sender.json["streams"]}
+        assert len(sizes) > 1
+        assert wrong.wait() == 2
+        assert "--into" in wrong.err
+        hosts.assert_nothing("r4")
+        assert fate(sender, "r4")["state"] == "failed"
     finally:
         for name in ("fan", "fan_r1", "fan_r2"):
             mariadb.sql(f"drop database if exists `{name}`")

@@ -278,7 +278,7 @@ def test_a_consumer_that_stands_still_with_a_spool_holds_up_nobody(hosts: Hosts)
     assert sender.json["fan_out"]["held_seconds"] < 5
     assert still.wait() == 0
     hosts.assert_whole(still.name, content=hosts.content * 2)
-    assert still.json["spooled"] > 5_000_000
+    assert still.json["spooled"] > 1_000_000
     for receiver in receivers.values():
         assert receiver.wait() == 0
 
