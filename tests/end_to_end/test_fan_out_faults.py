@@ -9,11 +9,13 @@ import contextlib
 import os
 import signal
 import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
+from backhaul.processes import guardian
 from backhaul.testing.network_lab import Lab
 from tests.end_to_end.fan_out_hosts import Hosts, Program, make_keys, make_payload, until
 
@@ -390,3 +392,32 @@ def test_a_relay_that_is_killed_while_all_wait_for_it(hosts: Hosts) -> None:
     for receiver in receivers.values():
         assert receiver.wait() == 0
         hosts.assert_whole(receiver.name, content=2 * hosts.content)
+
+
+def test_a_command_is_given_no_end_when_its_host_program_dies_while_it_is_started(tmp_path: Path) -> None:
+    """Nobody reads any more that it was started: that must not end the guardian, which holds the pipe open."""
+    control, control_end = os.pipe()
+    status, status_end = os.pipe()
+    reader, hold = os.pipe()
+    os.close(status)
+    # What reads is not the command itself, whose own death the kernel sees to.
+    script = "(cat > taken && mv taken seen) & wait"
+    words = [
+        sys.executable,
+        "-I",
+        "-S",
+        guardian.__file__,
+        str(control),
+        str(status_end),
+        str(hold),
+        "sh",
+        "-c",
+        script,
+    ]
+    process = subprocess.Popen(words, stdin=reader, pass_fds=[control, status_end, hold], cwd=tmp_path)
+    for descriptor in (control, status_end, reader, hold):
+        os.close(descriptor)
+    until((tmp_path / "taken").exists)
+    os.close(control_end)
+    process.wait(30)
+    assert not (tmp_path / "seen").exists()

@@ -80,7 +80,9 @@ def _spawn(command: list[str], status: int, inherited: dict[signal.Signals, Any]
             os.waitpid(pid, 0)
             os.write(status, b"error " + problem + b"\n")
             os._exit(127)
-        os.write(status, b"started %d\n" % pid)
+        # (Backhaul may be gone already; the command is killed for that before the pipe is let go.)
+        with contextlib.suppress(OSError):
+            os.write(status, b"started %d\n" % pid)
         return pid
     try:
         _prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
