@@ -106,9 +106,11 @@ def test_a_host_that_multicast_does_not_reach_gets_the_chain(hosts: Hosts) -> No
     assert "multicast did not reach it (0 of 50 probes came)" in fate["reason"]
 
 
-def test_a_host_that_is_cut_off_from_the_group_midway_goes_on_by_the_chain(hosts: Hosts) -> None:
+@pytest.mark.parametrize("times", [1, 4])
+def test_a_host_that_is_cut_off_from_the_group_midway_goes_on_by_the_chain(hosts: Hosts, times: int) -> None:
+    """Also where all that is left fits into what may be on its way."""
     receivers = [hosts.receive(name) for name in NAMES]
-    sender = hosts.send(*MULTICAST, *hosts.gated(times=4))
+    sender = hosts.send(*MULTICAST, *hosts.gated(times=times))
     gate = hosts.until_gate()
     hosts.until_taken(*NAMES)
     hosts.lab.harm(BadSwitch(loss=1.0, hosts=("r3",)))
@@ -117,7 +119,7 @@ def test_a_host_that_is_cut_off_from_the_group_midway_goes_on_by_the_chain(hosts
     assert sender.wait(100) == 0, sender.err
     for receiver in receivers:
         assert receiver.wait() == 0, receiver.err
-        hosts.assert_whole(receiver.name, content=hosts.content * 4)
+        hosts.assert_whole(receiver.name, content=hosts.content * times)
     assert transports(sender) == {**BY_MULTICAST, "r3": ("complete", "chain")}
 
 

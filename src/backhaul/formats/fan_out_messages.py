@@ -7,6 +7,7 @@ receiver speaks first, whoever has called whom. Unknown keys are ignored, an unk
 
 from __future__ import annotations
 
+import re
 import struct
 from typing import Any
 
@@ -178,6 +179,8 @@ FromSender = Offer | Probed | Route | Signed | FromStore | Alive | Bye
 Message = FromReceiver | FromSender
 
 # (Made at import: msgspec may fail when several threads decode a type for the first time.)
+# What a message says may be shown on a terminal: nothing in it may be an order to that. (Line ends are left.)
+_CONTROLS = re.compile(rb"\\u00(?:[01][0-9A-Fa-f]|7[Ff]|[89][0-9A-Fa-f])|\xc2[\x80-\x9f]|\x7f|\\[bf]")
 _DECODER: msgspec.json.Decoder[Any] = msgspec.json.Decoder(Message)
 
 
@@ -194,7 +197,7 @@ def decode(text: bytes | bytearray) -> Message:
         FormatError: it is none.
     """
     try:
-        message: Message = _DECODER.decode(text)
+        message: Message = _DECODER.decode(_CONTROLS.sub(b"?", text))
     except (msgspec.DecodeError, UnicodeDecodeError) as error:
         raise FormatError("A message can't be read", str(error), "See that both hosts run the same version.") from error
     return message

@@ -18,6 +18,7 @@ SILENCE = 12.0
 BEAT = 1.0
 """Seconds after which something is said even if there is nothing to say."""
 
+_LARGEST_GREETING = 64 << 10
 _WAITS = (BlockingIOError, ssl.SSLWantReadError, ssl.SSLWantWriteError)
 
 
@@ -54,6 +55,10 @@ class Control:
         """Seconds since the last word of the other side."""
         return time.monotonic() - self._heard
 
+    def greeted(self, timeout: float) -> Message:
+        """Wait for the first message, of whoever it may be. Raises as ``receive`` does."""
+        return self.receive(timeout, _LARGEST_GREETING)
+
     def send(self, message: Message) -> None:
         """Send a message.
 
@@ -76,15 +81,15 @@ class Control:
         except (OSError, ValueError) as error:
             raise ConnectionLostError(_words(error)) from error
 
-    def receive(self, timeout: float = SILENCE) -> Message:
-        """Wait for the next message.
+    def receive(self, timeout: float = SILENCE, largest: int = LARGEST) -> Message:
+        """Wait for the next message, of at most so many bytes.
 
         Raises:
             ConnectionLostError: the other side is gone, or has said nothing for so many seconds.
             PeerError: what it says is no message.
         """
         length = LENGTH.unpack(self._exactly(LENGTH.size, timeout))[0]
-        if length > LARGEST:
+        if length > largest:
             raise self._no_message(f"it announces {length} bytes")
         try:
             message = fan_out_messages.decode(self._exactly(length, timeout))

@@ -13,6 +13,7 @@ import msgspec
 from backhaul.errors import BackhaulError, ConfigurationError, PeerError
 from backhaul.formats.fan_out_messages import VERSION, Bye, Hello
 from backhaul.formats.roster import RECEIVER_PORT, Host
+from backhaul.network.accepting import serve_connections
 from backhaul.network.authority import RECEIVE
 from backhaul.network.control import ConnectionLostError, Control, plain_address
 from backhaul.network.credentials import Credentials, Peer
@@ -84,6 +85,7 @@ class Gathering:
         self._present: set[str] = set()
         # Those that called and were not let in: why says more than that they don't answer when they are called.
         self._refused: set[str] = set()
+        self._gone: set[str] = set()
         self._stop = threading.Event()
         self._lock = threading.Lock()
 
@@ -91,7 +93,13 @@ class Gathering:
         """Begin."""
         if self._listener is not None:
             self._listener.settimeout(_LOOK)
-            threading.Thread(target=self._accept, args=(self._listener,), name="gather", daemon=True).start()
+            # (One that says nothing must not keep the others waiting.)
+            threading.Thread(
+                target=serve_connections,
+                args=(self._listener, self._called, self._stop.is_set, "greet"),
+                name="gather",
+                daemon=True,
+            ).start()
         for host in self._hosts:
             threading.Thread(target=self._dial, args=(host,), name=f"dial-{host.name}", daemon=True).start()
 
@@ -105,24 +113,18 @@ class Gathering:
         """Note that a receiver is gone: it may come back."""
         with self._lock:
             self._present.discard(name)
+            self._gone |= {name}
 
-    def _accept(self, listener: socket.socket) -> None:
-        while not self._stop.is_set():
-            try:
-                connection, address = listener.accept()
-            except TimeoutError:
-                continue
-            except OSError:
-                return
-            # (One that says nothing must not keep the others waiting.)
-            threading.Thread(
-                target=self._let_in, args=(connection, plain_address(address[0]), None), name="greet", daemon=True
-            ).start()
+    def _called(self, connection: socket.socket, address: str) -> None:
+        self._let_in(connection, plain_address(address), None)
 
     def _dial(self, host: Host) -> None:
         while not self._stop.is_set():
             with self._lock:
                 present = host.name in self._present
+                gone, self._gone = host.name in self._gone, self._gone - {host.name}
+            if gone:  # it was here, and has refused, perhaps: it is not to be asked again at once
+                self._stop.wait(_REFUSED)
             if not present:
                 try:
                     connection = socket.create_connection((host.name, host.port), timeout=_OPENING)
@@ -130,7 +132,7 @@ class Gathering:
                     if host.name not in self._refused:
                         self._on_problem(host.name, f"{host.text(RECEIVER_PORT)}: {error.strerror or error}")
                 else:
-                    if not self._let_in(connection, connection.getpeername()[0], host):
+                    if not self._let_in(connection, host.name, host):
                         # It is there, and busy perhaps: neither side is to be filled with tries.
                         self._stop.wait(_REFUSED - _REDIAL)
             self._stop.wait(_REDIAL)
@@ -145,11 +147,17 @@ class Gathering:
                 connection, server_side=dialled is None, expect_role=RECEIVE, timeout=_OPENING
             )
             control = Control(connection, who)
-            hello = control.receive(_OPENING)
+            hello = control.greeted(_OPENING)
             if not isinstance(hello, Hello):
-                raise PeerError(f"{who} is no receiver", f"it began with {type(hello).__name__}", "")
+                raise PeerError(
+                    f"{who} is no receiver", f"it began with {type(hello).__name__}", "See what runs there."
+                )
             if hello.version != VERSION:
-                raise PeerError(f"{who} speaks another version", f"{hello.version}, and not {VERSION}", "")
+                raise PeerError(
+                    f"{who} speaks another version",
+                    f"{hello.version}, and not {VERSION}",
+                    "Install the same version on both.",
+                )
             name = self._roster_name(hello, peer, address, dialled)
             control.name = who = name
             reason = self._admit(Arrival(name, control, hello, peer))

@@ -12,6 +12,7 @@ import hmac
 import os
 import socket
 import threading
+import time
 from collections.abc import Callable
 
 from blake3 import blake3
@@ -20,6 +21,7 @@ from backhaul.errors import IntegrityError
 from backhaul.formats import chunk
 from backhaul.formats.chunk import HEADER_SIZE, LINK_ANSWER, LINK_HELLO, LINK_MAGIC, Header
 from backhaul.model.fan_out import Member
+from backhaul.network.accepting import serve_connections
 from backhaul.pipeline.chunk_log import ChunkGoneError, ChunkLog, LogClosedError, Reader
 from backhaul.pipeline.recycler import Recycler
 from backhaul.transforms.seal import Opener, SessionKeys
@@ -93,6 +95,8 @@ class Feeder:
             address = (self.member.address, self.member.port)
             with socket.create_connection(address, timeout=_OPENING) as connection:
                 self._socket = connection
+                if self._stopped:  # nobody wants this link any more: it must not end the one that is wanted
+                    return
                 number = self._open(connection)
                 reader = self._log.reader(self.member.name, number)
                 self._pass_on(connection, reader)
@@ -119,7 +123,11 @@ class Feeder:
         connection.sendall(hello)
         nonce, number, proof = LINK_ANSWER.unpack(_exactly(connection, LINK_ANSWER.size))
         if not hmac.compare_digest(proof, _proof(key, b"S", hello, nonce, number)):
-            raise IntegrityError("The link is no link", "the other side does not know the session's key", "")
+            raise IntegrityError(
+                "The link is no link", "the other side does not know the session's key", "See what runs there."
+            )
+        if self._stopped:
+            raise LogClosedError
         connection.sendall(_proof(key, b"P", hello, nonce, number))
         return int(number)
 
@@ -133,7 +141,7 @@ class Feeder:
                 if _closed(connection):
                     raise OSError("it has closed the link")
                 continue
-            view = memoryview(self._log.get(number))
+            view = memoryview(self._take(number))
             while view and not self._stopped:
                 with contextlib.suppress(TimeoutError):
                     count = connection.send(view)
@@ -141,6 +149,12 @@ class Feeder:
                     view = view[count:]
             number += 1
             reader.advance(number)
+
+    def _take(self, number: int) -> bytearray:
+        try:
+            return self._log.get(number)
+        except OSError as error:
+            raise OSError(f"the spool of the one before failed: {error.strerror or error}") from error
 
 
 class Intake:
@@ -179,7 +193,12 @@ class Intake:
         self._lock = threading.Lock()
         # Held while a chunk is taken: an old link's last chunk and a new link's first are not taken side by side.
         self._taking = threading.Lock()
-        self._thread = threading.Thread(target=self._accept, name="links", daemon=True)
+        self._thread = threading.Thread(
+            target=serve_connections,
+            args=(listener, self._serve, lambda: self._stopped, "link"),
+            name="links",
+            daemon=True,
+        )
 
     def start(self) -> None:
         """Begin."""
@@ -203,17 +222,7 @@ class Intake:
                 with contextlib.suppress(OSError):
                     self._current.shutdown(socket.SHUT_RDWR)
 
-    def _accept(self) -> None:
-        while not self._stopped:
-            try:
-                connection, _ = self._listener.accept()
-            except TimeoutError:
-                continue
-            except OSError:
-                return
-            threading.Thread(target=self._serve, args=(connection,), name="link", daemon=True).start()
-
-    def _serve(self, connection: socket.socket) -> None:
+    def _serve(self, connection: socket.socket, _address: str) -> None:
         reason = "it has closed the link"
         index: int | None = None
         with connection:
@@ -278,8 +287,13 @@ class Intake:
 
 
 def _exactly(connection: socket.socket, size: int) -> bytes:
+    """Read so many bytes; all of them within the time that the connection allows for one read."""
+    patience = connection.gettimeout()
+    deadline = time.monotonic() + patience if patience is not None else None
     data = b""
     while len(data) < size:
+        if deadline is not None and time.monotonic() > deadline:
+            raise TimeoutError
         piece = connection.recv(size - len(data))
         if not piece:
             raise OSError("it has closed the link")

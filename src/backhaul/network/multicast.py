@@ -27,6 +27,7 @@ class Multicast:
         rate: bytes a second at most; None to find out.
         parity: pieces for each one of parity; 0 for none.
         on_damaged: told a receiver's place and the number of a chunk that came to it damaged.
+        on_failure: told why it can't go on.
 
     Raises:
         ConfigurationError: this host has no such address.
@@ -42,10 +43,12 @@ class Multicast:
         rate: float | None,
         parity: int,
         on_damaged: Callable[[int, int], None],
+        on_failure: Callable[[str], None],
     ) -> None:
         self._sender = MulticastSender(keys, interface=interface, group=group, port=port, parity=parity)
         self._pace = Pace(_START_RATE, rate)
         self._on_damaged = on_damaged
+        self._on_failure = on_failure
         self._loop: MulticastLoop | None = None
         self._reader: Reader | None = None
         self._next: dict[int, int] = {}
@@ -58,11 +61,6 @@ class Multicast:
     def sent(self) -> int:
         """Bytes of datagrams that were sent, without the headers of IP and UDP."""
         return self._sender.sent.bytes
-
-    @property
-    def held_up(self) -> tuple[int, float] | None:
-        """See ``MulticastLoop.held_up``."""
-        return self._loop.held_up if self._loop is not None else None
 
     def probe(self, token: bytes, count: int) -> None:
         """Send so many probes; before ``start``."""
@@ -86,6 +84,8 @@ class Multicast:
                     loop.run(group)
         except StoppedError:
             pass
+        except Exception as error:  # noqa: BLE001 - whatever it is, the receivers are to get the rest another way
+            self._on_failure(getattr(error, "why", "") or str(error) or type(error).__name__)
         finally:
             # Whatever ends the loop: nothing is kept for it any more, and nobody waits for it.
             if self._reader is not None:

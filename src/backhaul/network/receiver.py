@@ -193,6 +193,8 @@ class ReceiverSession:
             self._note_loss(f"the connection to the sender is lost: {error}")
         except BackhaulError as error:
             self._note_loss(f"{error.what}: {error.why}")
+        except Exception as error:  # noqa: BLE001 - nobody would hear of the end then
+            self._note_loss(f"what the sender said could not be done: {type(error).__name__}: {error}")
         finally:
             self._dismissed.set()
             self._control.release()

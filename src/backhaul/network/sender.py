@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import queue
 import threading
 import time
 from collections.abc import Callable
@@ -54,6 +55,8 @@ _RETRY = 1.0
 # Seconds after which a link that was broken may be tried again: cables are plugged in again.
 _FORGIVEN = 60.0
 _DROP_AFTER = 5.0
+# Chunks by which one may be behind the others without being slow.
+_FEW = 8
 # Seconds after which a receiver to which no link can be opened is given up.
 _UNREACHED = 30.0
 _BYE_PATIENCE = 5.0
@@ -78,7 +81,7 @@ class _Receiver:
         self.late = late
         self.from_store = False
         self.status = Status(next=0)
-        self.moved_at = time.monotonic()
+        self.moved_at = self.advanced_at = time.monotonic()
         self.probes = -1
         self.receipt: Receipt | None = None
         self.reason = ""
@@ -161,6 +164,8 @@ class SenderSession:
         self.receivers: list[_Receiver] = []
         self.started = False
         self.ended = False
+        self._whole = False
+        self._names: tuple[str, ...] = ()
         self.probe = os.urandom(16)
         self.payload = 0
         self._sealer = Sealer(self.keys, signer, recycler.take)
@@ -169,21 +174,33 @@ class SenderSession:
         self._ends: list[StreamEnd] = []
         self._sender = sender
         self._options = options
-        self._on_news = on_news
+        # (Told by a thread that holds no lock: whoever shows it may be asking for the overview meanwhile.)
+        self._news: queue.SimpleQueue[str | None] = queue.SimpleQueue()
+        self._teller = threading.Thread(target=self._tell, args=(on_news,), name="news", daemon=True)
+        self._teller.start()
         self.on_left: Callable[[str], None] = lambda name: None
         self._feeders: dict[int, Feeder] = {}
-        self._fed = 0
+        self._carried = 0
         self._broken: dict[tuple[int, int], float] = {}
         self._apart: set[int] = set()
         self._order: list[int] = []
         self._route: chain.Route = {SENDER: ()}
         self._route_due: float | None = None
         self._closed = threading.Event()
+        self._forgiven = 0.0
         self._keeper: Reader | None = None
         self._multicast: Multicast | None = None
+        self._group_failed = ""
         self._damaged: dict[int, int] = {}
         self._menders: dict[int, Feeder] = {}
         threading.Thread(target=self._watch, name="fan-out", daemon=True).start()
+
+    def _tell(self, on_news: Callable[[str], None]) -> None:
+        while (text := self._news.get()) is not None:
+            on_news(text)
+
+    def _on_news(self, text: str) -> None:
+        self._news.put(text)
 
     # -- who takes part ----------------------------------------------------------------------------------
 
@@ -237,38 +254,49 @@ class SenderSession:
 
     def begin(self, start: Start) -> None:
         """Send START: who is ready takes part."""
+        self._names = tuple(stream.name for stream in start.streams)
         with self.condition:
             self.started = True
             for receiver in self.receivers:
                 if receiver.state == READY:
+                    # (One that came after the group was probed was not asked.)
+                    if receiver.probes < _PROBES // 2 or not receiver.udp_port:
+                        receiver.transport = "chain"
                     self._enter(receiver)
             by_group = {r.index: (r.control.address, r.udp_port) for r in self.receivers if self._in_group(r)}
         if by_group and self._multicast is not None:
             self._multicast.start(self.log, by_group)
-        if self._order:
-            self._keeper = self.log.reader("receivers", self.log.start)
+        self._keeper = self.log.reader("receivers", self.log.start)
         self._append_signed(start)
         self._plan_route()
 
     def _advance_keeper(self) -> None:
-        """Keep what a receiver of the chain lacks still: should those before it die, it comes from here.
+        """Keep what a receiver lacks still: should those before it die, or the multicast fail, it comes from here.
 
         (The condition is held.)
         """
         if self._keeper is not None:
-            chained = [self.receivers[node] for node in self._order if node not in self._apart]
-            lacking = [receiver.status.next for receiver in chained if receiver.state == RECEIVING]
-            self._keeper.advance(min(lacking, default=self.log.end))
+            self._keeper.advance(min((receiver.status.next for receiver in self._fed()), default=self.log.end))
+
+    def _fed(self) -> list[_Receiver]:
+        """Who gets the stream as it is made. (The condition is held.)"""
+        return [
+            receiver
+            for receiver in self.receivers
+            if receiver.state == RECEIVING and not receiver.from_store and receiver.index not in self._apart
+        ]
 
     def _in_group(self, receiver: _Receiver) -> bool:
         return receiver.state == RECEIVING and receiver.transport == "multicast"
 
     def _enter(self, receiver: _Receiver) -> None:
         receiver.state = RECEIVING
-        receiver.moved_at = time.monotonic()
+        receiver.moved_at = receiver.advanced_at = time.monotonic()
         if receiver.late and self.log.start > 0:
             receiver.from_store = True
             self._on_news(f"{receiver.name} came late: it gets the backup from the store once that is whole")
+            if self.store_reference is not None:
+                self._say(receiver, messages.FromStore(reference=self.store_reference))
         elif receiver.transport == "chain":
             self._order.append(receiver.index)
             if receiver.late:
@@ -319,6 +347,7 @@ class SenderSession:
             check: see ``put``.
         """
         ends = tuple(sorted(self._ends, key=lambda end: end.stream))
+        self._whole = True  # before it is said: a receipt may be here before this call has ended
         self._append_signed(make(self._sealer.number, ends), check)
         with self.condition:
             self.ended = True
@@ -380,6 +409,8 @@ class SenderSession:
             before, receiver.status = receiver.status, message
             if message.received != before.received or message.next != before.next or message.blocked:
                 receiver.moved_at = time.monotonic()
+            if message.next != before.next or message.next >= self.log.end or message.blocked:
+                receiver.advanced_at = time.monotonic()
             if message.received > receiver.unreached_at:
                 receiver.unreached_since = None
             self._advance_keeper()
@@ -404,10 +435,23 @@ class SenderSession:
             receiver.receipt = message.receipt
             if receiver.state != RECEIVING:
                 return  # it was dropped: what it says of that is no news
-            receiver.state = COMPLETE if message.receipt.outcome == "complete" else FAILED
-            receiver.reason = receiver.reason or message.receipt.reason
+            wrong = self._is_wrong(receiver, message.receipt)
+            receiver.state = COMPLETE if message.receipt.outcome == "complete" and not wrong else FAILED
+            receiver.reason = receiver.reason or message.receipt.reason or wrong
             if receiver.state == FAILED:
                 self._on_news(f"{receiver.name} failed: {receiver.reason}")
+
+    def _is_wrong(self, receiver: _Receiver, receipt: Receipt) -> str:
+        """Return what a receipt for the whole has other than what was sent, or an empty text."""
+        if receipt.outcome != "complete":
+            return ""
+        if not self._whole:
+            return "it says that it has everything, before everything was sent"
+        sent = {self._names[end.stream]: (end.size, end.blake3) for end in self._ends}
+        if receiver.from_store:
+            return ""  # (What was read from a store was compared with the backup's own record.)
+        got = {stream.name: (stream.size, stream.blake3) for stream in receipt.streams}
+        return "" if got == sent else "its receipt is not for what was sent"
 
     def _on_status(self, receiver: _Receiver, status: Status) -> None:
         if self._multicast is not None and receiver.transport == "multicast" and status.reception is not None:
@@ -487,6 +531,8 @@ class SenderSession:
         if self.store_expected:
             receiver.from_store = True
             self._on_news(f"{receiver.name} is far behind: it gets the backup from the store once that is whole")
+            if self.store_reference is not None:
+                self._say(receiver, messages.FromStore(reference=self.store_reference))
             return
         self._fail_receiver(receiver, "it wants what nobody keeps any more (send --spool DIR keeps all)")
 
@@ -499,6 +545,7 @@ class SenderSession:
             now = time.monotonic()
             self._broken = {link: when for link, when in self._broken.items() if now - when < _FORGIVEN}
             self._order = [node for node in self._order if self._fed_still(self.receivers[node])]
+            self._apart &= set(self._order)
             self._route = chain.route(self._order, self._broken, self._apart)
             for node, successors in self._route.items():
                 for successor in successors:
@@ -537,7 +584,7 @@ class SenderSession:
                 feeder.start()
 
     def _settle(self, index: int, feeder: Feeder) -> None:
-        self._fed += feeder.sent
+        self._carried += feeder.sent
         if self.receivers[index].late:
             self.receivers[index].caught_up += feeder.sent
 
@@ -554,7 +601,7 @@ class SenderSession:
     def fed(self) -> int:
         """Bytes that the sender's links have carried."""
         feeders = (*self._feeders.values(), *self._menders.values())
-        return self._fed + sum(feeder.sent for feeder in feeders)
+        return self._carried + sum(feeder.sent for feeder in feeders)
 
     @property
     def sent(self) -> int:
@@ -582,6 +629,7 @@ class SenderSession:
             rate=self._options.rate,
             parity=self._options.parity,
             on_damaged=self._send_again,
+            on_failure=self._group_ended,
         )
         self._multicast.probe(self.probe, _PROBES)
         for receiver in asked:
@@ -610,7 +658,7 @@ class SenderSession:
             over = receiver.state != RECEIVING or receiver.status.next > number or receiver.transport == "chain"
             if over or (mender is not None and mender.ended):
                 if mender is not None:
-                    self._fed += mender.sent
+                    self._carried += mender.sent
                     mender.stop()
                     del self._menders[index]
                 if over:
@@ -624,20 +672,27 @@ class SenderSession:
 
     def _look_at_group(self) -> None:
         """Move whoever the multicast does not reach any more to the chain. (The condition is held.)"""
-        held = self._multicast.held_up if self._multicast is not None else None
-        if held is None or held[1] < _GROUP_PATIENCE:
-            return
-        receiver = self.receivers[held[0]]
-        if receiver.state != RECEIVING or receiver.status.blocked:
-            return
-        assert self._multicast is not None
-        self._multicast.remove(receiver.index)
-        receiver.transport = "chain"
-        receiver.remark = f"multicast did not reach it for {_GROUP_PATIENCE:.0f} s: by the chain from then on"
+        now = time.monotonic()
+        for receiver in self.receivers:
+            if self._in_group(receiver) and (self._group_failed or now - receiver.advanced_at > _GROUP_PATIENCE):
+                why = self._group_failed or f"multicast did not reach it for {_GROUP_PATIENCE:.0f} s"
+                self._to_chain(receiver, f"{why}: by the chain from then on")
+
+    def _to_chain(self, receiver: _Receiver, remark: str) -> None:
+        """Have a receiver fed by the chain from now on. (The condition is held.)"""
+        receiver.transport, receiver.remark = "chain", remark
         receiver.moved_at = time.monotonic()
+        # (In this order: what it lacks is kept by the one before the other lets go of it.)
         self._order.append(receiver.index)
-        self._on_news(f"{receiver.name}: {receiver.remark}")
+        if self._multicast is not None:
+            self._multicast.remove(receiver.index)
+        self._on_news(f"{receiver.name}: {remark}")
         self._route_due = 0.0
+
+    def _group_ended(self, reason: str) -> None:
+        """The multicast can't go on: its receivers get the rest by the chain."""
+        with self.condition:
+            self._group_failed = f"multicast failed ({reason})"
 
     # -- the watch ---------------------------------------------------------------------------------------
 
@@ -648,6 +703,9 @@ class SenderSession:
             try:
                 self._look(now)
             except LogClosedError:
+                return
+            except Exception as error:  # noqa: BLE001 - nobody would be told anything any more
+                self.abort(f"a fault of Backhaul: {type(error).__name__}: {error}")
                 return
             if now - beat >= BEAT:
                 beat = now
@@ -675,7 +733,7 @@ class SenderSession:
                 self._cut(source, target)
                 self._link_down(source, target, f"nothing came over it for {chain.LINK_PATIENCE:.0f} s", gone=False)
             tail = self._tail()
-            for node in list(self._apart):
+            for node in self._apart & set(positions):
                 if tail is not None and chain.may_join(positions[node], positions[tail.index]):
                     self._apart.discard(node)
                     self._order.remove(node)
@@ -694,28 +752,41 @@ class SenderSession:
     def _look_for_slow(self) -> None:
         """Drop whoever holds up the dump for longer than it may. (The condition is held.)"""
         held, _ = self.log.blocked
-        if not held:
+        slowest = self._slowest() if held else None
+        if slowest is None:
             return
-        for receiver in self.receivers:
-            if receiver.state != RECEIVING or receiver.status.blocked != "consumer":
-                continue
-            too_long = self.log.held_seconds + held > self._options.max_hold
-            if too_long or (self._options.slow == "drop" and receiver.status.blocked_for > _DROP_AFTER):
-                why = (
-                    f"the dump has waited for slow receivers for {self._options.max_hold:.0f} s (--max-hold)"
-                    if too_long
-                    else f"its consumer held up the others for {receiver.status.blocked_for:.0f} s (--slow drop)"
-                )
-                receiver.state, receiver.reason, receiver.dismissed = DROPPED, why, True
-                self._on_news(f"{receiver.name} is dropped: {why}")
-                self._say(receiver, messages.Bye(reason=why))
-                if receiver.index in self._order:
-                    self._order.remove(receiver.index)
-                self._apart.discard(receiver.index)
-                if self._multicast is not None:
-                    self._multicast.remove(receiver.index)
-                self._route_due = 0.0
-                return
+        total, blocked_for = self.log.held_seconds + held, slowest.status.blocked_for
+        if total - self._forgiven > self._options.max_hold:
+            why = f"the dump has waited for slow receivers for {self._options.max_hold:.0f} s (--max-hold)"
+        elif self._options.slow == "drop" and slowest.status.blocked == "consumer" and blocked_for > _DROP_AFTER:
+            why = f"its consumer held up the others for {blocked_for:.0f} s (--slow drop)"
+        else:
+            return
+        self._forgiven = total  # the others have not been the slowest: they have their own time
+        slowest.state, slowest.reason, slowest.dismissed = DROPPED, why, True
+        self._on_news(f"{slowest.name} is dropped: {why}")
+        self._say(slowest, messages.Bye(reason=why))
+        if slowest.index in self._order:
+            self._order.remove(slowest.index)
+        self._apart.discard(slowest.index)
+        if self._multicast is not None:
+            self._multicast.remove(slowest.index)
+        self._route_due = 0.0
+
+    def _slowest(self) -> _Receiver | None:
+        """Return the receiver that holds up the others: by its consumer, or by a line that is slower than theirs.
+
+        Where all are as slow as each other it is the network, and nobody's fault. (The condition is held.)
+        """
+        fed = self._fed()
+        stuck = [receiver for receiver in fed if receiver.status.blocked == "consumer"]
+        if stuck:
+            return min(stuck, key=lambda receiver: receiver.status.next)
+        if len(fed) < 2:
+            return None
+        last = min(fed, key=lambda receiver: receiver.status.next)
+        ahead = max(receiver.status.next for receiver in fed) - last.status.next
+        return last if ahead > _FEW and 2 * ahead > self.log.end - self.log.start else None
 
     def _dismiss(self) -> None:
         """Let those go that are done, once nobody needs them to pass on any more."""
@@ -723,11 +794,10 @@ class SenderSession:
             if not self.ended:
                 return
             todo = []
-            behind = any(
-                r.state == RECEIVING and not r.from_store and r.status.next < self.log.end for r in self.receivers
-            )
+            behind = {r.index for r in self.receivers if r.state == RECEIVING and r.status.next < self.log.end}
             for receiver in self.receivers:
-                if receiver.receipt is not None and not receiver.dismissed and not behind:
+                needed = behind & set(self._route.get(receiver.index, ()))
+                if receiver.receipt is not None and not receiver.dismissed and not needed:
                     receiver.dismissed = True
                     todo.append(receiver)
         for receiver in todo:
@@ -777,6 +847,8 @@ class SenderSession:
         self.log.close()
         for receiver in self.receivers:
             receiver.control.close()
+        self._news.put(None)
+        self._teller.join(1.0)
 
     def overview(self) -> list[tuple[str, str, str]]:
         """Return each receiver's name, its state, and what it waits for, or how far it is behind."""

@@ -211,9 +211,7 @@ class FanOut:
 
     def _warn(self) -> None:
         if self._credentials.kind == "plain":
-            self._on_news(
-                "without keys (--insecure-plain): whoever reaches these hosts can read or send a dump"
-            )
+            self._on_news("without keys (--insecure-plain): whoever reaches these hosts can read or send a dump")
         expires = self._credentials.expires
         if expires is not None and expires - dt.datetime.now(dt.UTC) < _EXPIRES_SOON:
             self._on_news(
@@ -241,7 +239,7 @@ class FanOut:
         missing = [host.name for host in self.options.hosts if host.name not in there]
         why = "; ".join(
             [self._problems.get(name, f"{name} did not come") for name in missing]
-            + [f"{r.name}: {r.reason}" for r in self.session.receivers if r.reason]
+            + list({r.name: f"{r.name}: {r.reason}" for r in self.session.receivers if r.reason}.values())
         )
         return FailedError(
             f"{ready} of {self._required} required receivers came in {format_duration(self.options.max_wait)}",
@@ -284,6 +282,8 @@ class FanOut:
             raw: its bytes, decoded.
             check: called now and then while it waits; what it raises ends the waiting.
         """
+        if self.failure is not None:
+            return
         number = self._streams.index(stream)
         if self._framed:
             self._guard(lambda session: session.put(number, piece, raw, check))
@@ -295,6 +295,8 @@ class FanOut:
 
     def end_stream(self, stream: str, transcript: Transcript, check: Callable[[], None]) -> None:
         """Say that a stream was whole."""
+        if self.failure is not None:
+            return
         number = self._streams.index(stream)
         end = StreamEnd(
             stream=number,

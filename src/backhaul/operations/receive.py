@@ -29,6 +29,8 @@ from backhaul.errors import (
     ConfigurationError,
     FailedError,
     IntegrityError,
+    PeerError,
+    TargetError,
     UsageError,
 )
 from backhaul.formats import chunk, names
@@ -39,6 +41,7 @@ from backhaul.formats.roster import Host
 from backhaul.formats.source_url import parse_source_url
 from backhaul.model.fan_out import Receipt, ReceivedStream, ReceiveResult, SessionEnd, Start, StreamEnd
 from backhaul.model.manifest import SourceRecord
+from backhaul.network.accepting import serve_connections
 from backhaul.network.authority import SEND
 from backhaul.network.control import SILENCE, ConnectionLostError, Control, plain_address
 from backhaul.network.credentials import Credentials
@@ -65,6 +68,7 @@ DEFAULT_MAX_WAIT = 3600.0
 _OPENING = 10.0
 _REDIAL = 1.0
 _SAY_AGAIN = 600.0
+_LOOK = 0.5
 
 
 class ReceiveOptions(msgspec.Struct, frozen=True, kw_only=True):
@@ -144,7 +148,10 @@ def receive(
                 connection, peer = credentials.secure(connection, server_side=False, expect_role=SEND, timeout=_OPENING)
                 control = Control(connection, peer.name)
                 return _Reception(control, credentials, options, progress, on_error_line, on_news).run()
-            except (_LookedAtError, _TurnedAwayError) as error:
+            except (_LookedAtError, _TurnedAwayError, PeerError, OSError) as error:
+                # (One that is about to end, or has too many calls, closes the connection without a word.)
+                if isinstance(error, PeerError) and error.details.get("reason") not in ("closed", "timeout"):
+                    raise
                 if (words := str(error)) and words != reason:
                     reason = words
                     on_news(f"{sender.name} does not begin: {words}")
@@ -233,14 +240,22 @@ class _Service:
         self._said = ("", 0.0)
         self._lock = threading.Lock()
         self._ready: queue.Queue[tuple[Control, socket.socket]] = queue.Queue()
-        threading.Thread(target=self._accept, name="listen", daemon=True).start()
+        listener.settimeout(_LOOK)
+        self._thread = threading.Thread(
+            target=serve_connections, args=(listener, self._greet, lambda: False, "greet"), name="listen", daemon=True
+        )
+        self._thread.start()
 
     def next(self) -> Control:
         """Wait for a sender that may begin."""
         while True:
             with contextlib.suppress(queue.Empty):
-                control, self.data_listener = self._ready.get(timeout=0.5)
+                control, self.data_listener = self._ready.get(timeout=_LOOK)
                 return control
+            if not self._thread.is_alive():
+                raise FailedError(
+                    "Nobody can call this host any more", "the port it listens at was closed", "Start it again."
+                )
 
     def _say_once(self, text: str) -> None:
         """Say it, but not again and again while it is the same: whoever is turned away comes back soon."""
@@ -257,17 +272,8 @@ class _Service:
         with self._lock:
             self._busy = ""
 
-    def _accept(self) -> None:
-        while True:
-            try:
-                connection, address = self._listener.accept()
-            except OSError:
-                return
-            threading.Thread(
-                target=self._greet, args=(connection, plain_address(address[0])), name="greet", daemon=True
-            ).start()
-
     def _greet(self, connection: socket.socket, address: str) -> None:
+        address = plain_address(address)
         try:
             connection, peer = self._credentials.secure(
                 connection, server_side=True, expect_role=SEND, timeout=_OPENING
@@ -299,6 +305,8 @@ class _Service:
                 self._say_once(f"a session with {peer.name} was turned away: {busy}")
                 return
             self._ready.put((control, data_listener))
+        except OSError:
+            connection.close()  # gone again
         except BackhaulError as error:
             self._say_once(f"{address} was not let in: {error.what}: {error.why}")
             with contextlib.suppress(OSError):
@@ -378,6 +386,12 @@ class _Reception:
                         f"{message.tool} has {message.version}, this host has {VERSION}",
                         "Install the same version of backhaul on both.",
                     )
+                if (len(message.session), len(message.key), len(message.signer)) != (16, 32, 32):
+                    raise FailedError(
+                        f"{self._control.name} does not begin as a sender does",
+                        "its keys are of other sizes",
+                        "Install the same version of backhaul on both.",
+                    )
                 self._on_news(f"{message.sender} has this host on its list; waiting for the start")
                 return message
             if isinstance(message, Bye):
@@ -410,6 +424,9 @@ class _Reception:
         except SessionLostError as error:
             self._abort()
             raise self._lost_session(session, str(error)) from error
+        except OSError as error:
+            self._abort()
+            raise self._lost_session(session, f"the spool failed: {error.strerror or error}") from error
         except BaseException as error:
             self._abort()
             if not isinstance(error, BackhaulError):
@@ -433,6 +450,7 @@ class _Reception:
                 consumer.sinks[header.stream].put(body, header.raw)
             elif header.kind == chunk.START:
                 self._start = start = chunk.decode_body(bytes(body), Start)
+                _check_start(start)
                 self._began = time.monotonic()
                 self._on_news(f"{start.sender} sends {start.id}")
                 self._consumer = self._make_consumer(start, group)
@@ -486,7 +504,12 @@ class _Reception:
             self._file = output.replace("{id}", start.id).replace("{sender}", _plain(start.sender))
             if output.endswith("/"):
                 names.check_stream_name(stream)
-                Path(self._file).mkdir(parents=True, exist_ok=True)
+                try:
+                    Path(self._file).mkdir(parents=True, exist_ok=True)
+                except OSError as error:
+                    raise TargetError(
+                        f"Could not write {self._file}", error.strerror or str(error), "Check the directory."
+                    ) from error
                 targets.append(FileTarget(f"{self._file}{stream}"))
             else:
                 targets.append(FileTarget(self._file))
@@ -542,6 +565,8 @@ class _Reception:
                 on_error_line=self._on_error_line,
             )
             return
+        if names.parse_backup_id(reference.rpartition("@")[2]) is None:
+            raise _not_whole(f"{reference} is no backup in a store")
         start = self._start or Start(
             version=1,
             id=reference.rpartition("@")[2],
@@ -636,6 +661,22 @@ LOOKED = "it only looked who is here"
 """The sender's last word to a receiver whom it only asked how it is."""
 
 
+def _check_start(start: Start) -> None:
+    """Let nothing of a session's names become a path, or a word, that it must not be.
+
+    Raises:
+        IntegrityError: the session's names are none.
+    """
+    streams = [stream.name for stream in start.streams]
+    try:
+        for name in streams:
+            names.check_stream_name(name)
+    except UsageError as error:
+        raise _not_whole(f"{error.what}: {error.why}") from error
+    if names.parse_backup_id(start.id) is None or len(set(streams)) != len(streams) or not streams:
+        raise _not_whole("its START names no backup, or its streams are not told apart")
+
+
 def _check(options: ReceiveOptions) -> None:
     if options.into is not None and (options.output is not None or options.command):
         raise UsageError(
@@ -719,7 +760,8 @@ def _not_whole(why: str) -> IntegrityError:
 
 
 def _plain(name: str) -> str:
-    return "".join(letter if letter.isalnum() or letter in "._-" else "_" for letter in name)
+    plain = "".join(letter if letter.isalnum() or letter in "._-" else "_" for letter in name)
+    return plain if plain.strip(".") else "_"
 
 
 def _clock() -> str:

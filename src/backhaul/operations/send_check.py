@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import socket
 import time
 from collections.abc import Callable, Sequence
 
 import msgspec
 
 from backhaul import version
+from backhaul.errors import ConfigurationError
 from backhaul.formats.fan_out_messages import Hello
 from backhaul.formats.roster import RECEIVER_PORT, Host
 from backhaul.network.credentials import Credentials
@@ -61,7 +63,8 @@ def check_receivers(
     hosts: Sequence[Host],
     *,
     address: str = "",
-    port: int | None = None,
+    port: int,
+    only_if_free: bool = False,
     expected: int = 0,
     max_wait: float = 5.0,
     sleep: Callable[[float], None] = time.sleep,
@@ -72,7 +75,8 @@ def check_receivers(
         credentials: who we are.
         hosts: the roster: those that listen are called; empty for whoever calls.
         address: where to be called.
-        port: and at which port; None for not at all.
+        port: and at which port.
+        only_if_free: whether to do without being called if that port is taken.
         expected: with no roster, how many to wait for.
         max_wait: seconds after which whoever was not heard of is not there.
         sleep: waits.
@@ -91,7 +95,12 @@ def check_receivers(
         if reason != LOOKED:
             problems[host] = reason
 
-    listener = listen(address, port, "send --check") if port is not None else None
+    listener: socket.socket | None = None
+    try:
+        listener = listen(address, port, "send --check")
+    except ConfigurationError:
+        if not only_if_free:
+            raise
     gathering = Gathering(credentials, hosts, listener, arrived, problem)
     deadline = time.monotonic() + max_wait
     gathering.start()

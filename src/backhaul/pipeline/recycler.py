@@ -5,8 +5,23 @@ from __future__ import annotations
 import sys
 import threading
 
-# A reference by the caller's variable, one by the argument's, and one by getrefcount's own argument.
-_UNSHARED = 3
+
+def _references(buffer: bytearray) -> int:
+    return sys.getrefcount(buffer)
+
+
+def _unshared() -> int:
+    """Return what is counted for a byte array that only its caller's variable has; 0 if the counts don't tell."""
+    buffer = bytearray()
+    alone = _references(buffer)
+    view = memoryview(buffer)
+    shared = _references(buffer)
+    view.release()
+    return alone if shared > alone else 0
+
+
+# As this interpreter counts.
+_UNSHARED = _unshared()
 
 
 class Recycler:
@@ -33,7 +48,7 @@ class Recycler:
 
     def give(self, buffer: bytearray) -> None:
         """Take back a byte array that the caller is about to forget; it is left alone if anybody else has it still."""
-        if sys.getrefcount(buffer) > _UNSHARED:
+        if _references(buffer) > _UNSHARED + 1:  # (this function's own variable is one more)
             return
         size = len(buffer)
         with self._lock:

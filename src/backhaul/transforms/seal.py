@@ -11,7 +11,7 @@ from cryptography.exceptions import InvalidSignature, InvalidTag
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey, Ed25519PublicKey
 from cryptography.hazmat.primitives.ciphers.aead import AESGCM
 
-from backhaul.errors import IntegrityError
+from backhaul.errors import FailedError, IntegrityError
 from backhaul.formats import chunk
 from backhaul.formats.chunk import HEADER_SIZE, SIGNATURE_SIZE, TAG_SIZE, Header
 from backhaul.model.fan_out import Abort, SessionEnd, Start, StreamEnd
@@ -69,6 +69,12 @@ class Sealer:
         return Header(kind, stream, size + TAG_SIZE, raw, self.number, self._session)
 
     def _seal(self, kind: int, stream: int, body: bytes | memoryview, raw: int) -> bytearray:
+        if len(body) + TAG_SIZE > chunk.LARGEST_BODY or raw > chunk.LARGEST_RAW:
+            raise FailedError(
+                "There is too much to say for one chunk",
+                f"{len(body)} bytes, and {chunk.LARGEST_BODY} are the most",
+                "Send fewer tables at once, or the output of a command.",
+            )
         header = chunk.encode_header(self._header(kind, stream, len(body), raw))
         sealed = self._buffer(HEADER_SIZE + len(body) + TAG_SIZE)
         sealed[:HEADER_SIZE] = header
