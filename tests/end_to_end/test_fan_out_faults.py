@@ -401,7 +401,7 @@ def test_a_command_is_given_no_end_when_its_host_program_dies_while_it_is_starte
     reader, hold = os.pipe()
     os.close(status)
     # What reads is not the command itself, whose own death the kernel sees to.
-    script = "(cat > taken && mv taken seen) & wait"
+    script = "exec 3<&0; (cat <&3 > taken && mv taken seen) & wait"
     words = [
         sys.executable,
         "-I",
