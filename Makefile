@@ -8,8 +8,8 @@
 
 PY := .venv/bin/python
 VENV := .venv/.installed
-# One more than there are cores: many tests wait, for retries, limits and servers.
-WORKERS ?= $(shell expr $$(nproc) + 1)
+# Two more than there are cores: many tests wait, for retries, limits and servers.
+WORKERS ?= $(shell expr $$(nproc) + 2)
 
 .PHONY: demo test check bench docs lint clean
 
