@@ -136,8 +136,9 @@ def ours(scratch: Path) -> list[Way]:
                     *sender,
                     "--transport",
                     transport,
-                    "--",
-                    "cat",
+                    "--compress",
+                    "none",
+                    "--from",
                     str(file),
                 ]
             ],
