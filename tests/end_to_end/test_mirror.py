@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import fcntl
 import json
 import os
@@ -402,8 +403,8 @@ def test_odd_names_and_kinds(mirror: Mirror) -> None:
     os.setxattr(mirror.here / "plus+", "user.note", b"\0binary")
     os.chmod(mirror.here / "plus+", 0o640)
     os.mkfifo(mirror.here / "pipe")
-    with socket.socket(socket.AF_UNIX) as unix:
-        os.chdir(mirror.here)
+    # (A socket's path may be no longer than a hundred bytes or so.)
+    with socket.socket(socket.AF_UNIX) as unix, contextlib.chdir(mirror.here):
         unix.bind("socket")
     Path(os.fsencode(mirror.here).decode() + "/back\\slash").write_bytes(b"1")
     with open(os.fsencode(mirror.here) + b"/not\xffutf8", "wb") as odd:

@@ -11,6 +11,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 import msgspec
@@ -29,6 +30,8 @@ from backhaul.transforms.datagram_proof import DatagramProof
 from backhaul.transforms.seal import SessionKeys
 from tests.end_to_end.multicast_host import KEYS, PROBES, TOKEN, ListLog, Outcome, Settings, digest, sealed
 
+# The module is found from there, wherever another test may have gone.
+ROOT = Path(__file__).parents[2]
 MODULE = [sys.executable, "-m", "tests.end_to_end.multicast_host"]
 SMALL: dict[str, Any] = {"chunks": 30, "sizes": (1, 400_000), "rate": 4e6, "limit": 8e6}
 
@@ -39,7 +42,7 @@ def run(lab: Lab, beside: Callable[[], None] = lambda: None, **settings: Any) ->
 
     def start(host: Any, **more: Any) -> subprocess.Popen[bytes]:
         words = msgspec.json.encode(Settings(address=host.address, **more, **settings)).decode()
-        process: subprocess.Popen[bytes] = host.start([*MODULE, words], stdout=subprocess.PIPE)
+        process: subprocess.Popen[bytes] = host.start([*MODULE, words], stdout=subprocess.PIPE, cwd=ROOT)
         return process
 
     processes = [start(sender, receivers=tuple(host.address for host in receivers))]

@@ -170,6 +170,7 @@ class SenderSession:
         self.payload = 0
         self._sealer = Sealer(self.keys, signer, recycler.take)
         self._seal_lock = threading.Lock()
+        self._route_lock = threading.Lock()
         self._chunks: dict[int, int] = {}
         self._ends: list[StreamEnd] = []
         self._sender = sender
@@ -538,29 +539,30 @@ class SenderSession:
 
     def _plan_route(self) -> None:
         """Decide who feeds whom, and tell those whom it changes."""
-        with self.condition:
-            if not self.started or self._closed.is_set():
-                return
-            self._route_due = None
-            now = time.monotonic()
-            self._broken = {link: when for link, when in self._broken.items() if now - when < _FORGIVEN}
-            self._order = [node for node in self._order if self._fed_still(self.receivers[node])]
-            self._apart &= set(self._order)
-            self._route = chain.route(self._order, self._broken, self._apart)
-            for node, successors in self._route.items():
-                for successor in successors:
-                    self._note_feeder(node, self.receivers[successor])
-            todo = [
-                (self.receivers[node], successors)
-                for node, successors in self._route.items()
-                if node != SENDER and self.receivers[node].told != successors
-            ]
+        with self._route_lock:  # the watch, and who begins, may both come here
+            with self.condition:
+                if not self.started or self._closed.is_set():
+                    return
+                self._route_due = None
+                now = time.monotonic()
+                self._broken = {link: when for link, when in self._broken.items() if now - when < _FORGIVEN}
+                self._order = [node for node in self._order if self._fed_still(self.receivers[node])]
+                self._apart &= set(self._order)
+                self._route = chain.route(self._order, self._broken, self._apart)
+                for node, successors in self._route.items():
+                    for successor in successors:
+                        self._note_feeder(node, self.receivers[successor])
+                todo = [
+                    (self.receivers[node], successors)
+                    for node, successors in self._route.items()
+                    if node != SENDER and self.receivers[node].told != successors
+                ]
+                for receiver, successors in todo:
+                    receiver.told = successors
+                wanted = {node: self.receivers[node].member for node in self._route[SENDER]}
+            self._feed(wanted)
             for receiver, successors in todo:
-                receiver.told = successors
-            wanted = {node: self.receivers[node].member for node in self._route[SENDER]}
-        self._feed(wanted)
-        for receiver, successors in todo:
-            self._say(receiver, messages.Route(feeds=tuple(self.receivers[node].member for node in successors)))
+                self._say(receiver, messages.Route(feeds=tuple(self.receivers[node].member for node in successors)))
 
     def _fed_still(self, receiver: _Receiver) -> bool:
         """Whether it is in the route: also when its consumer has failed, as long as it passes on."""
