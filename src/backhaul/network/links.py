@@ -62,7 +62,6 @@ class Feeder:
     ) -> None:
         self.member = member
         self.sent = 0
-        self.next = -1
         self._log = log
         self._keys = keys
         self._index = index
@@ -136,7 +135,6 @@ class Feeder:
         connection.settimeout(_LOOK)
         number = reader.position
         while not self._stopped and (self._until is None or number <= self._until):
-            self.next = number
             if not self._log.wait(number, _LOOK):
                 if _closed(connection):
                     raise OSError("it has closed the link")
@@ -210,10 +208,6 @@ class Intake:
         self._stopped = True
         with contextlib.suppress(OSError):
             self._listener.close()
-        self._drop()
-
-    def cut(self) -> None:
-        """End the link that is open."""
         self._drop()
 
     def _drop(self) -> None:

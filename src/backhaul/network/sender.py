@@ -450,7 +450,10 @@ class SenderSession:
             return "it says that it has everything, before everything was sent"
         sent = {self._names[end.stream]: (end.size, end.blake3) for end in self._ends}
         if receiver.from_store:
-            return ""  # (What was read from a store was compared with the backup's own record.)
+            # (What was read from a store was compared with the backup's own record, which has its hash.)
+            sizes = sorted(size for size, _ in sent.values())
+            read = sorted(stream.size for stream in receipt.streams)
+            return "" if read in ([], sizes) else "its receipt is not for what was sent"
         got = {stream.name: (stream.size, stream.blake3) for stream in receipt.streams}
         return "" if got == sent else "its receipt is not for what was sent"
 

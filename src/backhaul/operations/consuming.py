@@ -205,6 +205,7 @@ class StreamsConsumer:
     ) -> None:
         self.sinks = [StreamSink(group, stream.name, start.codec, on_delivered, recycler) for stream in start.streams]
         self.remarks: list[str] = []
+        self.shortfalls: list[str] = []
         self._group = group
         self._whole = False
         self._targets: list[Target] = []
@@ -291,7 +292,12 @@ class RestoreConsumer:
     @property
     def remarks(self) -> list[str]:
         """What its operator may want to know."""
-        return [*self.target.remarks, *self.target.shortfalls]
+        return self.target.remarks
+
+    @property
+    def shortfalls(self) -> list[str]:
+        """What could not be brought back."""
+        return self.target.shortfalls
 
     def _step(self, sink: StreamSink, make: Callable[[], Target]) -> Callable[[], None]:
         def work() -> None:

@@ -34,9 +34,9 @@ from backhaul.network.gathering import Gathering, listen
 from backhaul.network.sender import NobodyLeftError, SenderSession, SessionOptions
 from backhaul.operations import memory
 from backhaul.operations.encoding import Transcript
+from backhaul.operations.spooling import spool_space
 from backhaul.pipeline.chunk_log import ChunkLog, LogClosedError
 from backhaul.pipeline.recycler import Recycler
-from backhaul.pipeline.spool import SpoolSpace, open_nameless
 from backhaul.planning import roster
 from backhaul.sources.base import NamedStream
 
@@ -161,9 +161,7 @@ class FanOut:
             FailedError: too few have come.
         """
         options = self.options
-        space = SpoolSpace(options.spool, options.spool_size) if options.spool is not None else None
-        if options.spool is not None:
-            _check_spool(options.spool)
+        space = spool_space(options.spool, options.spool_size)
         recycler = Recycler(memory.RECYCLED)
         log = ChunkLog(options.memory, space=space, keep_all=space is not None, recycler=recycler)
         how = SessionOptions(
@@ -403,16 +401,3 @@ class FanOut:
             receivers=self._fates() if session is not None else (),
             reason=(self.failure.why or self.failure.what) if self.failure is not None else "",
         )
-
-
-def _check_spool(directory: str) -> None:
-    import os
-
-    try:
-        os.close(open_nameless(directory))
-    except OSError as error:
-        raise ConfigurationError(
-            f"The spool {directory} can't be used",
-            error.strerror or str(error),
-            "Name a directory that can be written, on a disk with room.",
-        ) from error

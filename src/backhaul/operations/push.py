@@ -20,7 +20,6 @@ from __future__ import annotations
 import contextlib
 import datetime as dt
 import functools
-import os
 import socket
 import threading
 import time
@@ -75,7 +74,8 @@ from backhaul.operations.kept_key import drop_everywhere
 from backhaul.operations.pacing import rate_limit
 from backhaul.operations.places import place_of, series_at
 from backhaul.operations.progress import PushProgress, StreamProgress
-from backhaul.pipeline.spool import Spool, SpoolSpace, open_nameless
+from backhaul.operations.spooling import spool_space
+from backhaul.pipeline.spool import Spool
 from backhaul.pipeline.supervisor import Supervisor
 from backhaul.pipeline.tee import Tee
 from backhaul.planning.requirement import required_destinations
@@ -244,7 +244,7 @@ class _Push:
         self.streams: list[_OutgoingStream] = []
         self.begin_lock = threading.Lock()
         self.record: Future[SourceRecord | None] = Future()
-        self.spool = _spool_space(options)
+        self.spool = spool_space(options.spool, options.spool_size)
         limit = rate_limit(options.limit, self.group) if options.limit is not None else None
         self.sources.check()
         self.identity = source.identity if isinstance(source, FileSource) else None
@@ -750,20 +750,6 @@ class _Push:
 
 def _store_record(stored: StoredObject) -> StoreRecord:
     return StoreRecord(etag=stored.etag, checksum=stored.checksum, modified=stored.modified_ns)
-
-
-def _spool_space(options: PushOptions) -> SpoolSpace | None:
-    if options.spool is None:
-        return None
-    try:
-        os.close(open_nameless(options.spool))
-    except OSError as error:
-        raise ConfigurationError(
-            f"The spool {options.spool} can't be used",
-            error.strerror or str(error),
-            "Name a directory that can be written, on a disk with room.",
-        ) from error
-    return SpoolSpace(options.spool, options.spool_size)
 
 
 def _in_words(error: BaseException) -> str:

@@ -52,9 +52,9 @@ from backhaul.operations.consuming import RestoreConsumer, StreamsConsumer
 from backhaul.operations.progress import PullProgress
 from backhaul.operations.pull import PullOptions, pull
 from backhaul.operations.restore import RestoreOptions, restore, target_of
+from backhaul.operations.spooling import check_spool, spool_space
 from backhaul.pipeline.chunk_log import ChunkLog
 from backhaul.pipeline.recycler import Recycler
-from backhaul.pipeline.spool import SpoolSpace, open_nameless
 from backhaul.pipeline.supervisor import Supervisor
 from backhaul.targets.base import Target
 from backhaul.targets.command import CommandTarget
@@ -346,6 +346,7 @@ class _Reception:
         self._source: SourceRecord | None = None
         self._rows: dict[str, int] = {}
         self._wrong: list[str] = []
+        self._pulled: tuple[ReceivedStream, ...] = ()
 
     def run(self) -> ReceiveResult:
         """Receive. Raises as ``receive`` does."""
@@ -358,7 +359,7 @@ class _Reception:
                 with contextlib.suppress(ConnectionLostError):
                     self._control.send(Refusal(reason=f"{error.what}: {error.why}"))
                 raise
-            space = SpoolSpace(self._options.spool, self._options.spool_size) if self._options.spool else None
+            space = spool_space(self._options.spool, self._options.spool_size)
             recycler = self._recycler
             log = ChunkLog(self._options.memory, space=space, opened_ahead=memory.OPENED_AHEAD, recycler=recycler)
             session = ReceiverSession(self._control, offer, self._listener, log, recycler)
@@ -420,7 +421,11 @@ class _Reception:
                 self._consumer.commit()
                 self._count_rows()
         except FromStoreError as error:
-            self._take_from_store(str(error))
+            try:
+                self._take_from_store(str(error))
+            except BackhaulError as failed:
+                session.send_receipt(self._receipt(session, "failed", f"{failed.what}: {failed.why}"), patience=1.0)
+                raise
         except SessionLostError as error:
             self._abort()
             raise self._lost_session(session, str(error)) from error
@@ -557,13 +562,16 @@ class _Reception:
         self._from_store = reference
         self._on_news(f"too late for the stream: reading {reference}")
         if self._options.into is not None:
-            restore(
+            restored = restore(
                 reference,
                 self._options.into,
                 msgspec.structs.replace(self._options.restoring, identities=self._options.identities),
                 progress=self._progress,
                 on_error_line=self._on_error_line,
             )
+            self._wrong += restored.shortfalls
+            if self._options.counts:
+                self._wrong.append("the rows were not counted: the backup was read from the store")
             return
         if names.parse_backup_id(reference.rpartition("@")[2]) is None:
             raise _not_whole(f"{reference} is no backup in a store")
@@ -580,8 +588,6 @@ class _Reception:
         target = self._make_target(start, "data")
         result = pull(reference, target, PullOptions(identities=self._options.identities), progress=self._progress)
         self._pulled = (ReceivedStream(name=result.stream, size=result.raw_size, blake3=""),)
-
-    _pulled: tuple[ReceivedStream, ...] = ()
 
     def _pass_on(self, session: ReceiverSession, failure: BackhaulError) -> None:
         """The consumer has failed: the others shall have the stream all the same, and the sender hears of it."""
@@ -603,7 +609,9 @@ class _Reception:
 
     def _failed(self) -> tuple[str, ...]:
         failed = [f"{error.what}: {error.why}" for target in self._targets for _, error in target.failed]
-        return (*failed, *self._wrong)
+        # What a restore could not bring back is no complete end here either.
+        short = self._consumer.shortfalls if self._consumer is not None and self._from_store is None else ()
+        return (*failed, *short, *self._wrong)
 
     def _exit_status(self) -> int | None:
         return self._commands[0].exit_status if self._commands else None
@@ -715,14 +723,7 @@ def _check_able(options: ReceiveOptions) -> None:
                 f"{options.output} can't be written", f"{existing} is no directory that can be written", "Make it."
             )
     if options.spool is not None:
-        try:
-            os.close(open_nameless(options.spool))
-        except OSError as error:
-            raise ConfigurationError(
-                f"The spool {options.spool} can't be used",
-                error.strerror or str(error),
-                "Name a directory that can be written, on a disk with room.",
-            ) from error
+        check_spool(options.spool)
 
 
 def _hello(credentials: Credentials, options: ReceiveOptions, port: int, busy: str) -> Hello:
