@@ -1,11 +1,13 @@
 """A PostgreSQL database of 5 GB to S3 and back: ours against pg_dump with aws, and against pgBackRest.
 
 Each way is a push and a restore into a new place. Measured are wall time, the CPU time of the way's own processes, that
-of the whole machine meanwhile (the servers do most of the work), and the most that lay on the disk as a stage.
+of the whole machine meanwhile (the servers do most of the work), and the most that lay on the disk as a stage. What
+bounds a push is what the server's own programs read out of it, to nowhere.
 """
 
 from __future__ import annotations
 
+import functools
 import os
 import shutil
 import subprocess
@@ -18,32 +20,26 @@ from pathlib import Path
 import msgspec
 
 from backhaul.formats.quantities import format_size
-from backhaul.testing.servers import ACCESS_KEY, SECRET_KEY, PostgreSQL, SeaweedFS, free_ports, tool
-from bench.bench import BUCKET, Run, measured, middle, s3_environment
+from backhaul.testing.servers import ACCESS_KEY, SECRET_KEY, PostgreSQL, SeaweedFS, free_ports
+from bench.results import Comparison, Line, Results, Run
+from bench.runs import FailedError, attempt, machine, measured, today, versions
+from bench.stores import BACKHAUL, BUCKET, aws, s3_environment
 
-SIZE = 5_000_000_000
+_COLUMNS = ["wall", "from - to", "its CPU", "CPU of the machine", "staged on disk", "time against ours"]
 _TABLES = 4
 # What a row takes, table and indexes together, as measured.
 _ROW_BYTES = 344
 
 
 class Way(msgspec.Struct, frozen=True):
-    """One way there and back: shell commands, and what is done in between."""
+    """One way there and back: shell commands, and what is done in between. A bound has no way back."""
 
     name: str
     push: str
-    restore: str
+    restore: str = ""
     stage: str = ""
     before: Callable[[], None] = lambda: None
     physical: bool = False
-
-
-class Figures(msgspec.Struct, frozen=True):
-    """One measured run, with the CPU of the whole machine and what was staged."""
-
-    run: Run
-    machine: float
-    staged: int
 
 
 def make_database(server: PostgreSQL, size: int) -> int:
@@ -81,8 +77,12 @@ def _size_of(path: str) -> int:
     )
 
 
-def run_once(command: str, environment: dict[str, str], stage: str) -> Figures:
-    """Run a way's half; watch what it stages."""
+def run_once(command: str, environment: dict[str, str], stage: str) -> Run:
+    """Run a way's half; watch what it stages.
+
+    Raises:
+        FailedError: it failed.
+    """
     most = 0
     done = threading.Event()
 
@@ -97,17 +97,19 @@ def run_once(command: str, environment: dict[str, str], stage: str) -> Figures:
     watcher = threading.Thread(target=watch)
     watcher.start()
     busy = _busy()
-    run = measured(command, environment)
-    busy = _busy() - busy
-    done.set()
-    watcher.join()
+    try:
+        run = measured(command, environment)
+    finally:
+        busy = _busy() - busy
+        done.set()
+        watcher.join()
     if stage and Path(stage).exists():
         most = max(most, _size_of(stage))
-    return Figures(run, busy, most)
+    return msgspec.structs.replace(run, machine=round(busy, 2), staged=most)
 
 
-def databases(directory: Path, rounds: int, size: int = SIZE) -> list[str]:
-    """Measure all ways; return Markdown."""
+def databases(directory: Path, size: int, rounds: int) -> Results:
+    """Measure all ways, there and back, with a database of about ``size`` bytes."""
     certificate, key = directory / "cert.pem", directory / "key.pem"
     making = f"openssl req -x509 -newkey rsa:2048 -nodes -days 2 -subj /CN=127.0.0.1 -keyout {key} -out {certificate}"
     subprocess.run(making.split(), check=True, capture_output=True)
@@ -135,8 +137,8 @@ def databases(directory: Path, rounds: int, size: int = SIZE) -> list[str]:
 
 def _compare(
     directory: Path, store: SeaweedFS, https: int, server: PostgreSQL, restored: PostgreSQL, size: int, rounds: int
-) -> list[str]:
-    backhaul, aws = f"{sys.executable} -m backhaul", f"{tool('aws')} --endpoint-url {store.endpoint}"
+) -> Results:
+    amazon = aws(store.endpoint)
     at = f"s3://{BUCKET}"
     bin_ = os.path.dirname(PostgreSQL.program("pg_dump"))
     home = server.environment["PGHOST"]
@@ -204,39 +206,42 @@ pg1-user=postgres
     server.sql("alter system set archive_mode = on")
     server.restart()
     environment = s3_environment(store.endpoint)
-    measured(f"{rest} stanza-create", environment)
+    try:
+        measured(f"{rest} stanza-create", environment)
+    except FailedError as error:
+        print(f"  pgBackRest could not be set up: {error}", file=sys.stderr)  # its runs will say the same in the table
 
     ours = (
-        f"{backhaul} push -q {at}/shop --from 'postgresql://postgres@/shop?host={home}&port={server.port}' --streams 2"
+        f"{BACKHAUL} push -q {at}/shop --from 'postgresql://postgres@/shop?host={home}&port={server.port}' --streams 2"
     )
     theirs = f"{rest} --type=full backup"
     url = f"postgresql://postgres@/ours?host={away}&port={restored.port}"
     physical = f"postgresql+physical://postgres@/?host={home}&port={server.port}"
     ways = [
-        Way("backhaul", ours, f"{backhaul} restore -q {at}/shop --into '{url}'", before=drop("ours")),
+        Way("backhaul", ours, f"{BACKHAUL} restore -q {at}/shop --into '{url}'", before=drop("ours")),
         Way(
             "backhaul, without row counts",
             ours.replace("/shop --from", "/plain --from") + " --no-counts",
-            f"{backhaul} restore -q {at}/plain --into '{url}'",
+            f"{BACKHAUL} restore -q {at}/plain --into '{url}'",
             before=drop("ours"),
         ),
         Way(
             "pg_dump -Fc, aws s3 cp; aws s3 cp, pg_restore",
-            f"{bin_}/pg_dump -Fc {from_} | {aws} s3 cp - {at}/fc.dump --expected-size 6000000000",
-            f"{aws} s3 cp {at}/fc.dump - | {bin_}/pg_restore {to} -d fc",
+            f"{bin_}/pg_dump -Fc {from_} | {amazon} s3 cp - {at}/fc.dump --expected-size 6000000000",
+            f"{amazon} s3 cp {at}/fc.dump - | {bin_}/pg_restore {to} -d fc",
             before=fresh("fc"),
         ),
         Way(
             "pg_dump -Fd -j2, aws s3 sync; back, pg_restore -j2",
-            f"{bin_}/pg_dump -Fd -j2 -f {stage} {from_} && {aws} s3 sync --only-show-errors {stage} {at}/fd",
-            f"{aws} s3 sync --only-show-errors {at}/fd {stage} && {bin_}/pg_restore -j2 {to} -d fd {stage}",
+            f"{bin_}/pg_dump -Fd -j2 -f {stage} {from_} && {amazon} s3 sync --only-show-errors {stage} {at}/fd",
+            f"{amazon} s3 sync --only-show-errors {at}/fd {stage} && {bin_}/pg_restore -j2 {to} -d fd {stage}",
             stage=stage,
             before=fresh("fd"),
         ),
         Way(
             "backhaul, physical",
-            f"{backhaul} push -q {at}/base --from '{physical}'",
-            f"{backhaul} restore -q {at}/base --into {base}",
+            f"{BACKHAUL} push -q {at}/base --from '{physical}'",
+            f"{BACKHAUL} restore -q {at}/base --into {base}",
             before=lambda: shutil.rmtree(base, ignore_errors=True),
             physical=True,
         ),
@@ -250,40 +255,41 @@ pg1-user=postgres
             physical=True,
         ),
     ]
-    pushes: dict[str, list[Figures]] = {way.name: [] for way in ways}
-    restores: dict[str, list[Figures]] = {way.name: [] for way in ways}
-    for number in range(rounds):
-        for way in ways:
-            way.before()
-            pushes[way.name].append(run_once(way.push, environment, way.stage))
-            if way.stage:
-                shutil.rmtree(way.stage, ignore_errors=True)
-            restores[way.name].append(run_once(way.restore, environment, way.stage))
-            way.before()
-            there, back = pushes[way.name][-1].run.wall, restores[way.name][-1].run.wall
-            print(f"  round {number + 1}: {way.name}: {there:.1f} s, {back:.1f} s", file=sys.stderr)
-            time.sleep(2)
-    lines = [f"The database has {format_size(size)}, tables and indexes.", ""]
-    for title, figures in (("Push", pushes), ("Restore", restores)):
-        lines += _table(f"{title} of a PostgreSQL database", ways, figures)
-    return lines
-
-
-def _table(title: str, ways: list[Way], figures: dict[str, list[Figures]]) -> list[str]:
-    lines = [
-        f"### {title}",
-        "",
-        "| way | wall | its CPU | CPU of the machine | staged on disk | time against ours |",
-        "| --- | ---: | ---: | ---: | ---: | ---: |",
+    bounds = [
+        Way("pg_dump -Fc -Z0 alone, to nowhere", f"{bin_}/pg_dump -Fc -Z0 {from_} > /dev/null"),
+        Way(
+            "pg_basebackup alone, to nowhere",
+            f"{bin_}/pg_basebackup -h {home} -p {server.port} -U postgres -c fast -D - -Ft -X fetch > /dev/null",
+            physical=True,
+        ),
     ]
-    for way in ways:
-        runs = figures[way.name]
-        ours = middle([f.run for f in figures["backhaul, physical" if way.physical else "backhaul"]])
-        run = middle([f.run for f in runs])
-        whole = sorted(f.machine for f in runs)[len(runs) // 2]
-        staged = max(f.staged for f in runs)
-        lines.append(
-            f"| {way.name} | {run.wall:.1f} s | {run.cpu:.1f} s | {whole:.1f} s | {format_size(staged)} "
-            f"| {run.wall / ours.wall:.2f} |"
-        )
-    return [*lines, ""]
+    pushes, restores = [], []
+    for way in (*ways, *bounds):
+        beside = "backhaul, physical" if way.physical else "backhaul"
+        pushes.append(Line(way.name, base=beside, limit=way in bounds))
+        if way.restore:
+            restores.append(Line(way.name, base=beside))
+    for number in range(rounds):
+        back = iter(restores)
+        for way, push in zip((*ways, *bounds), pushes, strict=True):
+            way.before()
+            attempt(push, functools.partial(run_once, way.push, environment, way.stage), f"push {number + 1}")
+            if way.restore:
+                if way.stage:
+                    shutil.rmtree(way.stage, ignore_errors=True)
+                restore = functools.partial(run_once, way.restore, environment, way.stage)
+                attempt(next(back), restore, f"restore {number + 1}")
+            way.before()
+            time.sleep(2)
+    times = "one round" if rounds == 1 else f"medians of {rounds} alternating rounds"
+    return Results(
+        area="databases",
+        date=today(),
+        machine=machine(),
+        conditions=f"a database of {format_size(size)}, tables and indexes; {times}",
+        comparisons=[
+            Comparison("push", "Push of a PostgreSQL database", _COLUMNS, pushes, shows="wall"),
+            Comparison("restore", "Restore of a PostgreSQL database", _COLUMNS, restores, shows="wall"),
+        ],
+        versions=versions("pg_dump", "pgbackrest", "aws", "weed"),
+    )

@@ -8,11 +8,11 @@ cables cost is in it where it was done on a process's own time, and not where it
 
 from __future__ import annotations
 
+import functools
 import json
 import os
 import shutil
 import signal
-import statistics
 import subprocess
 import sys
 import tempfile
@@ -22,20 +22,27 @@ from pathlib import Path
 from typing import Any
 
 import msgspec
+from cryptography.hazmat.primitives.ciphers.aead import AESGCM
 
-from backhaul.formats.quantities import format_size
+from backhaul.testing.data import random_bytes
 from backhaul.testing.network_lab import Host, Lab
+from backhaul.transforms.digest import StreamDigest
+from bench import data
+from bench.pipelines import thread_seconds
+from bench.results import Comparison, Line, Results, Run
+from bench.runs import FailedError, attempt, machine, today, versions
 
 PORT = 7000
 SENDER = "primary"
 CABLE = 100_000_000  # bytes a second, where the network is the bottleneck
 CABLE_SHARE = 2  # the part of the payload that goes there
 TIMEOUT = 600.0
+COUNTS = (1, 2, 4, 8)
 _SETTLE = 1.0  # seconds for receivers to listen
-
-
-class FailedError(Exception):
-    """A run that does not count: somebody did not get everything, or got it by another way."""
+NETWORK = "plain TCP, one copy over one cable"
+PARTS = "the parts alone: TCP, BLAKE3, AES-256-GCM"
+_OURS = ["receivers", "good runs", "payload", "wall", "rate", "sent by the sender", "CPU a GB"]
+_PEERS = [*_OURS, "rate against {base}"]
 
 
 class Way(msgspec.Struct, frozen=True):
@@ -50,20 +57,6 @@ class Way(msgspec.Struct, frozen=True):
     send: Callable[[Path, list[str]], list[list[str]]]
     stays: bool = False
     judge: Callable[[bytes], str] = lambda _: ""
-
-
-class Run(msgspec.Struct, frozen=True):
-    """One measured run: payload bytes, wall and CPU seconds, bytes that the sender put on its cable."""
-
-    size: int
-    wall: float
-    cpu: float
-    sent: int
-
-    @property
-    def rate(self) -> float:
-        """Payload bytes a second."""
-        return self.size / self.wall
 
 
 def peers(scratch: Path) -> list[Way]:
@@ -179,7 +172,7 @@ def measured(way: Way, file: Path, receivers: list[str], cable: int | None = Non
         short = [host.name for host in hosts[1:] if host.received().bytes < size]
         if short:
             raise FailedError(f"too little came to {', '.join(short)}")
-        return Run(size, wall, cpu, lab.host(SENDER).sent().bytes)
+        return Run(wall, cpu, sent=lab.host(SENDER).sent().bytes)
 
 
 def _ended(processes: Iterable[subprocess.Popen[bytes]], start: float, words: int, *, fine: bool = True) -> float:
@@ -201,96 +194,87 @@ def _ended(processes: Iterable[subprocess.Popen[bytes]], start: float, words: in
     return cpu
 
 
-def middle(runs: list[Run]) -> Run:
-    """Return the medians."""
-    return Run(
-        runs[0].size,
-        statistics.median(run.wall for run in runs),
-        statistics.median(run.cpu for run in runs),
-        int(statistics.median(run.sent for run in runs)),
-    )
-
-
-def alternate(
-    ways: list[Way], file: Path, counts: list[int], rounds: int, cable: int | None = None
-) -> dict[tuple[str, int], list[Run]]:
-    """Run every way once a round, for each number of receivers; return the good runs by way and number.
-
-    A peer that fails is tried again in the next round. Ours must not fail.
-    """
-    results: dict[tuple[str, int], list[Run]] = {(way.name, count): [] for way in ways for count in counts}
+def compare(
+    pairs: list[tuple[Way, int]], file: Path, rounds: int, cable: int | None = None, limits: tuple[str, ...] = ()
+) -> list[Line]:
+    """Run every way once a round, each with its number of receivers."""
+    size = file.stat().st_size
+    lines = [Line(way.name, size=size, receivers=count, limit=way.name in limits) for way, count in pairs]
     for number in range(rounds):
-        for way in ways:
-            for count in counts:
-                receivers = [f"replica{index}" for index in range(1, count + 1)]
-                try:
-                    run = measured(way, file, receivers, cable)
-                except FailedError as error:
-                    print(f"bench: {way.name}, {count} receivers, failed: {error}", file=sys.stderr)
-                    if way.name.startswith("backhaul"):
-                        sys.exit(1)
-                    continue
-                results[way.name, count].append(run)
-                what = f"{way.name}, {count} receivers: {run.wall:.2f} s, {run.rate / 1e6:.0f} MB/s"
-                print(f"  round {number + 1}: {what}", file=sys.stderr)
-    return results
+        for line, (way, count) in zip(lines, pairs, strict=True):
+            receivers = [f"replica{index}" for index in range(1, count + 1)]
+            attempt(line, functools.partial(measured, way, file, receivers, cable), f"round {number + 1}")
+    return lines
 
 
-def table(title: str, results: dict[tuple[str, int], list[Run]], base: tuple[str, int] | None = None) -> list[str]:
-    """Return a Markdown table; with ``base``, the last column is how many times its rate each way has."""
-    against = f" rate against {base[0]} |" if base else ""
-    lines = [
-        f"### {title}",
-        "",
-        f"| way | receivers | good runs | payload | wall | rate | sent by the sender | CPU a GB |{against}",
-        "| --- |" + " ---: |" * (8 if base else 7),
-    ]
-    for (name, count), runs in results.items():
-        if not runs:
-            lines.append(f"| {name} | {count} | 0 |" + " |" * (6 if base else 5))
-            continue
-        run = middle(runs)
-        last = ""
-        if base:
-            last = f" {run.rate / middle(results[base]).rate:.2f} |" if results[base] else " |"
-        figures = f"{format_size(run.size)} | {run.wall:.2f} s | {run.rate / 1e6:.0f} MB/s"
-        costs = f"{run.sent / run.size:.3f}x | {run.cpu / run.size * 1e9:.2f} s"
-        lines.append(f"| {name} | {count} | {len(runs)} | {figures} | {costs} |{last}")
-    return [*lines, ""]
+def parts_alone(plain: Line, counts: list[int], cable: int | None) -> list[Line]:
+    """Return what the parts that cannot be left out take together, on all cores at once or as long as the cable does.
+
+    ``plain`` is one TCP copy to one receiver, as measured in the same run. The rest is measured here, in one thread,
+    by CPU time: the best of five.
+    """
+    if not plain.runs or not plain.size:
+        return []
+    piece = next(random_bytes(1 << 20))
+    cipher, nonce = AESGCM(bytes(32)), bytes(12)
+
+    def digest() -> None:
+        feeder = StreamDigest(crc=False)
+        for _ in range(64):
+            feeder.feed(piece)
+
+    def seal() -> None:
+        for _ in range(64):
+            cipher.encrypt(nonce, piece, None)
+
+    share = plain.size / (64 * len(piece))
+    in_a_host = sum(min(thread_seconds(job) for _ in range(5)) for job in (digest, seal)) * share
+    copy = plain.median("cpu") or 0.0
+    cores = len(os.sched_getaffinity(0))
+    lines = []
+    for count in counts:
+        cpu = round(count * copy + (count + 1) * in_a_host, 3)
+        wall = max(cpu / cores, plain.size / cable if cable else 0.0)
+        lines.append(Line(PARTS, [Run(round(wall, 3), cpu)], limit=True, size=plain.size, receivers=count))
+    return lines
 
 
-def fan_out(directory: Path, payload: Path, rounds: int) -> list[str]:
+def fan_out(directory: Path, size: int, rounds: int) -> Results:
     """Measure fan-out to two receivers against the peers, and ours with one, four and eight."""
-    size = payload.stat().st_size
-    part = directory / "part"
-    with open(payload, "rb") as source, open(part, "wb") as target:
-        while left := size // CABLE_SHARE - source.tell():
-            target.write(source.read(min(left, 1 << 24)))
+    payload = data.incompressible(directory / "payload", size)
+    part = data.incompressible(directory / "part", size // CABLE_SHARE)
     scratch = Path(tempfile.mkdtemp(prefix="backhaul-bench-", dir="/dev/shm"))
+    comparisons = []
     try:
-        others = peers(scratch)
-        base = (others[0].name, 2)
-        known = ours(scratch) if exists() else []
-        print("fan-out to two receivers", file=sys.stderr)
-        results = alternate([*known, *others], payload, [2], rounds)
-        lines = table("To two receivers, cables without a limit", results, base)
-        title = f"To two receivers, {CABLE / 1e6:.0f} MB/s on each cable in each direction"
-        print(title, file=sys.stderr)
-        results = alternate([*known, *others], part, [2], rounds, CABLE)
-        lines += table(title, results, base)
-        if known:
-            print("more receivers", file=sys.stderr)
-            results = alternate(known, payload, [1, 4, 8], rounds)
-            lines += table("To more receivers, cables without a limit", results)
-            title = f"To more receivers, {CABLE / 1e6:.0f} MB/s on each cable in each direction"
-            results = alternate(known, part, [1, 4, 8], rounds, CABLE)
-            lines += table(title, results)
-        return lines
+        known, others = ours(scratch), peers(scratch)
+        plain = msgspec.structs.replace(others[-1], name=NETWORK)
+        for name, cables, file, cable in (
+            ("open", "cables without a limit", payload, None),
+            ("limited", f"{CABLE / 1e6:.0f} MB/s on each cable in each direction", part, CABLE),
+        ):
+            print(f"fan-out to two receivers, {cables}", file=sys.stderr)
+            pairs = [*((way, 2) for way in (*known, *others)), (plain, 1)]
+            two = compare(pairs, file, rounds, cable, (NETWORK,))
+            two += parts_alone(two[-1], [2], cable)
+            comparisons.append(Comparison(f"{name}-two", f"To two receivers, {cables}", _PEERS, two, others[0].name))
+            print(f"more receivers, {cables}", file=sys.stderr)
+            # Copies of their own for each receiver show what one after the other costs; on a cable it is its rate by n.
+            ways = known if cable else [*known, others[-1]]
+            pairs = [(way, count) for way in ways for count in COUNTS if count != 2]
+            more = compare(pairs, file, max(1, rounds // 2), cable)
+            more += [line for line in two if line.name in {way.name for way in ways} or line.name == NETWORK]
+            more += parts_alone(next(line for line in two if line.name == NETWORK), list(COUNTS), cable)
+            order = [*(way.name for way in ways), NETWORK, PARTS]
+            more.sort(key=lambda line: (order.index(line.name), line.receivers))
+            comparisons.append(Comparison(f"{name}-more", f"To more receivers, {cables}", _OURS, more))
     finally:
         shutil.rmtree(scratch, ignore_errors=True)
-
-
-def exists() -> bool:
-    """Tell whether this Backhaul can send."""
-    command = [sys.executable, "-m", "backhaul", "send", "--help"]
-    return subprocess.run(command, capture_output=True, check=False).returncode == 0
+    fewer = max(1, rounds // 2)
+    return Results(
+        area="fan-out",
+        date=today(),
+        machine=machine(),
+        conditions=f"random bytes; medians of {rounds} alternating rounds, with more receivers of {fewer}",
+        comparisons=comparisons,
+        versions=versions("udp-sender", "uftp", "mbuffer", "socat"),
+    )

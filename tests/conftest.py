@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import atexit
+import functools
 import itertools
 import json
 import os
@@ -20,11 +22,27 @@ import pytest
 from backhaul.testing.data import random_bytes
 from backhaul.testing.faults import FaultProxy
 from backhaul.testing.servers import MariaDB, PostgreSQL, SeaweedFS, seaweedfs
+from backhaul.testing.warm_start import WarmPopen, WarmServer, must_start_cold
 
 _numbers = itertools.count(1)
 # On a machine that is shared no example has a time to keep.
 hypothesis.settings.register_profile("shared", deadline=None)
 hypothesis.settings.load_profile("shared")
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Share out what takes long: each process begins with some of it, so that none has it left at the end."""
+    processes = int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", "1"))
+    long = [item for item in items if item.get_closest_marker("first")]
+    others = iter([item for item in items if not item.get_closest_marker("first")])
+    left = len(items)
+    items.clear()
+    for number in range(processes):
+        own = long[number::processes]
+        share = left // (processes - number)
+        items += [*own, *itertools.islice(others, max(share - len(own), 0))]
+        left -= share
+    items += others
 
 
 @pytest.fixture(scope="session")
@@ -85,8 +103,22 @@ class Result(msgspec.Struct):
         return json.loads(self.out)
 
 
+@functools.cache
+def warm_server(*, s3: bool) -> WarmServer:
+    """What the command line is forked off in this process of the tests; it ends when that does."""
+    server = WarmServer(s3=s3)
+    atexit.register(server.close)
+    return server
+
+
 class Cli:
-    """Runs ``backhaul`` as users do: another process, its real stdin, stdout and stderr."""
+    """Runs ``backhaul`` as users do: another process, its real stdin, stdout and stderr.
+
+    Attributes:
+        cold: starts an interpreter each time, where that is seen: what others see in /proc, how much memory it takes.
+    """
+
+    cold = False
 
     def __init__(self, environment: dict[str, str], directory: Path) -> None:
         self.environment = environment
@@ -104,12 +136,14 @@ class Cli:
         options.setdefault("stdin", subprocess.DEVNULL)
         options.setdefault("stdout", subprocess.PIPE)
         options.setdefault("stderr", subprocess.PIPE)
-        process = subprocess.Popen(
-            [sys.executable, "-W", "error", "-m", "backhaul", *arguments],
-            env={**self.environment, **(env or {})},
-            cwd=self.directory,
-            **options,
-        )
+        environment = {**self.environment, **(env or {})}
+        process: subprocess.Popen[bytes]
+        if self.cold or not options.keys() <= {"stdin", "stdout", "stderr"} or must_start_cold(environment):
+            command = [sys.executable, "-W", "error", "-m", "backhaul", *arguments]
+            process = subprocess.Popen(command, env=environment, cwd=self.directory, **options)
+        else:
+            server = warm_server(s3=any("s3://" in argument for argument in arguments))
+            process = WarmPopen(server, arguments, env=environment, cwd=self.directory, **options)
         self.started.append(process)
         return process
 
@@ -171,6 +205,12 @@ def tmpfs(tmp_path: Path) -> Any:
 FILE_SIZE = 100_000_000
 
 
+@functools.cache
+def file_content() -> bytes:
+    """What the file of ``Files`` holds."""
+    return b"".join(random_bytes(FILE_SIZE))
+
+
 class Files:
     """A file, a series through a counting proxy, and a state directory."""
 
@@ -181,7 +221,7 @@ class Files:
         self.proxy.start()
         self.series = f"s3://{bucket}/files?endpoint={self.proxy.endpoint}"
         self.file = directory / "file"
-        self.content = b"".join(random_bytes(FILE_SIZE))
+        self.content = file_content()
         self.file.write_bytes(self.content)
         self.state = directory / "state"
         self.environment = {"BACKHAUL_STATE": str(self.state)}

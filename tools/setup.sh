@@ -49,11 +49,13 @@ packages)
     command -v socat > /dev/null || missing="$missing socat"
     if [ "$2" = test ]; then
         command -v setfattr > /dev/null || missing="$missing attr"
+        command -v strace > /dev/null || missing="$missing strace"
         # What judges the timers and crontab lines that are made.
         command -v systemd-analyze > /dev/null || missing="$missing systemd"
         command -v crontab > /dev/null || missing="$missing cron"
         command -v ping > /dev/null || missing="$missing iputils-ping"
     else
+        command -v curl > /dev/null || missing="$missing curl"
         command -v pbzip2 > /dev/null || missing="$missing pbzip2"
         command -v pgbackrest > /dev/null || missing="$missing pgbackrest"
         command -v udp-sender > /dev/null || missing="$missing udpcast"

@@ -209,7 +209,7 @@ def fingerprint_mariadb(server: MariaDB, name: str) -> dict[str, str]:
         rows = server.dump(
             name, "--no-create-info", "--order-by-primary", "--skip-routines", "--skip-events", table=table
         )
-        result[table] = hashlib.md5(rows.encode()).hexdigest()
+        result[table] = hashlib.md5(rows).hexdigest()
         result[f"count {table}"] = server.sql(f"select count(*) from `{quoted}`", name)
     result["old rows"] = server.sql("select count(*) from history for system_time all", name)
     result["counting"] = server.sql("select next_not_cached_value from counting", name)

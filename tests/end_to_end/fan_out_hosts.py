@@ -258,6 +258,22 @@ def _has(file: Path, size: int) -> bool:
     return file.exists() and file.stat().st_size >= size
 
 
+def fate(sender: Program, name: str) -> Any:
+    """What became of a receiver, as the sender's JSON has it, in whichever way it ended."""
+    (found,) = (one for one in _fates(sender) if one["name"] == name)
+    return found
+
+
+def fates(sender: Program) -> dict[str, str]:
+    """What became of each receiver, in a word, by its name."""
+    return {one["name"]: one["state"] for one in _fates(sender)}
+
+
+def _fates(sender: Program) -> list[Any]:
+    document = sender.json
+    return list(document.get("fan_out", document)["receivers"])
+
+
 RECEIVERS = tuple(f"r{number}" for number in range(1, 9))
 
 

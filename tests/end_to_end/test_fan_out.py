@@ -11,43 +11,20 @@ import subprocess
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any
 
 import pytest
 
 from backhaul.testing.network_lab import Lab
-from backhaul.testing.servers import MariaDB, PostgreSQL, SeaweedFS
+from backhaul.testing.servers import MariaDB, PostgreSQL
 from tests.end_to_end.awkward_databases import (
     fingerprint_postgresql,
     make_postgresql,
     schema_postgresql,
 )
-from tests.end_to_end.fan_out_hosts import RECEIVERS, Hosts, Program, make_keys, make_payload, until
+from tests.end_to_end.fan_out_hosts import RECEIVERS, Hosts, fate, fates, make_payload, until
 
 pytestmark = pytest.mark.timeout(150)
-
-
-@pytest.fixture(scope="module")
-def keys(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return make_keys(tmp_path_factory.mktemp("keys"))
-
-
-@pytest.fixture(scope="module")
-def payload(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return make_payload(tmp_path_factory.mktemp("payload"))
-
-
-@pytest.fixture
-def hosts(tmp_path: Path, keys: Path, payload: Path) -> Iterator[Hosts]:
-    with Lab(["primary", "second", "r1", "r2", "r3", "r4"]) as lab:
-        yield Hosts(lab, tmp_path, keys, payload)
-
-
-def fate(sender: Program, name: str) -> Any:
-    """What became of a receiver, as the sender's JSON has it, in whichever way it ended."""
-    document = sender.json
-    (found,) = (one for one in document.get("fan_out", document)["receivers"] if one["name"] == name)
-    return found
+HOSTS = ("primary", "second", "r1", "r2", "r3", "r4")
 
 
 # -- bytes on the cable --------------------------------------------------------------------------------------
@@ -178,6 +155,30 @@ def test_a_database_whose_dump_is_killed_is_seen_by_nobody(hosts: Hosts, source:
     assert source.sql("select id from here", "kept") == "7"
     assert databases(source) == before
     source.sql("drop database kept")
+
+
+@pytest.mark.parametrize(("require", "status"), [("1", 3), ("all", 1)])
+def test_a_setting_that_can_not_be_brought_back(hosts: Hosts, postgres: PostgreSQL, require: str, status: int) -> None:
+    """Everything else is there; but it is no complete end, here or at the sender."""
+    postgres.sql("create role modest login createdb")
+    postgres.sql("create database settings")
+    # Only who administers the server may set it.
+    postgres.sql("create table t as select 7 as id; alter database settings set log_statement = 'ddl'", "settings")
+    try:
+        short = hosts.receive("r1", "--into", postgres.url("settings_r1").replace("postgres@", "modest@"), "--no-owner")
+        whole = hosts.receive("r2", "--into", postgres.url("settings_r2"))
+        sender = hosts.send("--require", require, "--from", postgres.url("settings"), count=2)
+        assert sender.wait() == status, sender.err
+        assert short.wait() == 3, short.err
+        assert "log_statement" in short.err
+        assert postgres.sql("select id from t", "settings_r1") == "7"
+        assert fates(sender) == {"r1": "failed", "r2": "complete"}
+        assert "log_statement" in fate(sender, "r1")["reason"]
+        assert whole.wait() == 0, whole.err
+    finally:
+        for name in ("settings", "settings_r1", "settings_r2"):
+            postgres.sql(f"drop database if exists {name}")
+        postgres.sql("drop role modest")
 
 
 def databases(server: PostgreSQL) -> list[str]:
@@ -388,6 +389,8 @@ def test_a_late_receiver_catches_up_from_the_spool(hosts: Hosts) -> None:
         hosts.assert_whole(receiver.name)
     assert fate(sender, "r2")["late"] is True
     assert fate(sender, "r2")["caught_up"] > 6_000_000
+    # The one before it has not got the first chunks any more, and has said so: it is not tried.
+    assert fate(sender, "r2")["fed_by"][0] == "primary"
     assert "late" not in fate(sender, "r1")
 
 
@@ -406,48 +409,6 @@ def test_a_receiver_that_comes_too_late(hosts: Hosts) -> None:
     hosts.assert_whole("r1")
     assert fate(sender, "r2")["state"] != "complete"
     assert "too late" in fate(sender, "r2")["reason"]
-
-
-@contextlib.contextmanager
-def reachable(lab: Lab, server: SeaweedFS, directory: Path) -> Iterator[None]:
-    """Have every host find a server of this machine's loopback at the same address of its own."""
-    path = directory / "store.sock"
-    outer = subprocess.Popen(["socat", f"UNIX-LISTEN:{path},fork", f"TCP:127.0.0.1:{server.port}"])
-    try:
-        until(path.exists)
-        for host in lab.hosts.values():
-            host.start(["socat", f"TCP-LISTEN:{server.port},bind=127.0.0.1,fork,reuseaddr", f"UNIX-CONNECT:{path}"])
-        yield
-    finally:
-        outer.kill()
-        outer.wait()
-
-
-def test_a_late_receiver_reads_the_backup_from_the_store(hosts: Hosts, seaweed: SeaweedFS, bucket: str) -> None:
-    with reachable(hosts.lab, seaweed, hosts.directory):
-        hosts.environment |= seaweed.environment
-        first = hosts.receive("r1", "--memory", "2M")
-        roster = f"send:r1,r2?require=1&max-wait=2s&memory=2M&key={hosts.keys / 'primary.key'}"
-        sender = hosts.start(
-            *("primary", "push", f"s3://{bucket}/app", roster, "--compress", "none", "--json", *hosts.gated()), key=None
-        )
-        gate = hosts.until_gate()
-        hosts.until_taken("r1", size=6_000_000)
-        late = hosts.receive("r2", "--json", "-o", "got", *hosts.consumer)
-        until(lambda: late.running and established(hosts, "r2") > 0, "a late one that is let in")
-        os.close(gate)
-        assert sender.wait() == 0, sender.err
-        for receiver in (first, late):
-            assert receiver.wait() == 0, receiver.err
-            hosts.assert_whole(receiver.name)
-        assert late.json["from_store"].startswith(f"s3://{bucket}/app@")
-        assert fate(sender, "r2")["late"] is True
-        assert fate(sender, "r2")["state"] == "complete"
-
-
-def established(hosts: Hosts, name: str) -> int:
-    command = ["ss", "-Htn", "state", "established", "dport = :7410"]
-    return len(hosts.lab.host(name).run(command, capture_output=True, text=True).stdout.splitlines())
 
 
 # -- services ------------------------------------------------------------------------------------------------

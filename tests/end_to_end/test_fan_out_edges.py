@@ -5,32 +5,15 @@ from __future__ import annotations
 import os
 import signal
 import time
-from collections.abc import Iterator
-from pathlib import Path
 
 import pytest
 
-from backhaul.testing.network_lab import Lab
 from backhaul.testing.servers import PostgreSQL
-from tests.end_to_end.fan_out_hosts import DATA_PORT, Hosts, make_keys, make_payload, until
+from tests.end_to_end.fan_out_hosts import DATA_PORT, Hosts, fate, until
 
 pytestmark = pytest.mark.timeout(150)
-
-
-@pytest.fixture(scope="module")
-def keys(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return make_keys(tmp_path_factory.mktemp("keys"))
-
-
-@pytest.fixture(scope="module")
-def payload(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return make_payload(tmp_path_factory.mktemp("payload"), 8_000_000)
-
-
-@pytest.fixture
-def hosts(tmp_path: Path, keys: Path, payload: Path) -> Iterator[Hosts]:
-    with Lab(["primary", "r1", "r2"]) as lab:
-        yield Hosts(lab, tmp_path, keys, payload)
+HOSTS = ("primary", "r1", "r2")
+PAYLOAD = 8_000_000
 
 
 def push(hosts: Hosts, *more: str) -> tuple[str, ...]:
@@ -56,7 +39,7 @@ def test_a_push_that_may_do_without_its_receivers(hosts: Hosts) -> None:
     assert pushed.wait() == 3
     document = pushed.documents[0]
     assert [place["state"] for place in document["destinations"]] == ["committed"]
-    assert {fate["state"] for fate in document["fan_out"]["receivers"]} == {"waiting"}
+    assert {one["state"] for one in document["fan_out"]["receivers"]} == {"waiting"}
     assert "0 of 2 receivers have the whole stream" in pushed.err
     assert hosts.start("primary", "pull", "store", "-o", "back", key=None).wait() == 0
     hosts.assert_whole("primary", "back")
@@ -95,9 +78,9 @@ def test_a_host_that_nobody_reaches_is_given_up(hosts: Hosts) -> None:
     receivers = {receiver.name: receiver for receiver in hosts.receivers(2)}
     sender = hosts.send("--require", "1", count=2)
     assert sender.wait(100) == 3
-    (fate,) = [fate for fate in sender.json["fan_out"]["receivers"] if fate["name"] == "r2"]
-    assert fate["state"] == "failed"
-    assert f"nobody reaches it at {hosts.lab.host('r2').address}:{DATA_PORT}" in fate["reason"]
+    found = fate(sender, "r2")
+    assert found["state"] == "failed"
+    assert f"nobody reaches it at {hosts.lab.host('r2').address}:{DATA_PORT}" in found["reason"]
     assert receivers["r1"].wait() == 0
     hosts.assert_whole("r1")
     assert receivers["r2"].wait() == 1

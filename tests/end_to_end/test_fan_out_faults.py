@@ -10,39 +10,16 @@ import os
 import signal
 import subprocess
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 from backhaul.processes import guardian
-from backhaul.testing.network_lab import Lab
-from tests.end_to_end.fan_out_hosts import Hosts, Program, make_keys, make_payload, until
+from tests.end_to_end.fan_out_hosts import Hosts, fate, fates, until
 
 pytestmark = pytest.mark.timeout(150)
+HOSTS = ("primary", "r1", "r2", "r3")
 SMALL = ("--memory", "2M")
-
-
-@pytest.fixture(scope="module")
-def keys(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return make_keys(tmp_path_factory.mktemp("keys"))
-
-
-@pytest.fixture(scope="module")
-def payload(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return make_payload(tmp_path_factory.mktemp("payload"))
-
-
-@pytest.fixture
-def hosts(tmp_path: Path, keys: Path, payload: Path) -> Iterator[Hosts]:
-    with Lab(["primary", "r1", "r2", "r3"]) as lab:
-        yield Hosts(lab, tmp_path, keys, payload)
-
-
-def fates(sender: Program) -> dict[str, str]:
-    """What became of each receiver, as the sender's JSON has it, in whichever way it ended."""
-    document = sender.json
-    return {fate["name"]: fate["state"] for fate in document.get("fan_out", document)["receivers"]}
 
 
 def child_of(process: subprocess.Popen[bytes], word: bytes) -> int:
@@ -144,6 +121,40 @@ def test_a_sender_that_is_killed_after_the_end(hosts: Hosts) -> None:
         assert receiver.wait() == 0
         assert receiver.json["receipt_taken"] is False
         hosts.assert_whole(receiver.name)
+
+
+def test_a_receiver_that_gives_no_receipt_in_time(hosts: Hosts) -> None:
+    """It counts as failed, and may finish what it does."""
+    os.mkfifo(hosts.directory / "go")
+    script = "cat > taken && read go < ../go && mv taken seen"
+    receiver = hosts.receive("r1", "--json", "-o", "got", "--", "sh", "-c", script)
+    sender = hosts.send("--receipt-wait", "1s", count=1)
+    assert sender.wait() == 1
+    assert fates(sender) == {"r1": "failed"}
+    assert "no receipt" in fate(sender, "r1")["reason"]
+    assert receiver.running
+    (hosts.directory / "go").write_text("\n")
+    assert receiver.wait() == 0, receiver.err
+    assert receiver.json["receipt_taken"] is False
+    hosts.assert_whole("r1")
+
+
+def test_a_receiver_that_gives_no_receipt_to_a_push(hosts: Hosts) -> None:
+    """The others' receipts count, and their number decides."""
+    os.mkfifo(hosts.directory / "go")
+    late = hosts.receive("r1", "-o", "got", "--", "sh", "-c", "cat > taken && read go < ../go && mv taken seen")
+    good = hosts.receive("r2")
+    roster = f"send:r1,r2?require=1&receipt-wait=8s&key={hosts.keys / 'primary.key'}"
+    pushed = hosts.start("primary", "push", "store", roster, "--json", "--", "cat", str(hosts.payload), key=None)
+    assert pushed.wait() == 3, pushed.err
+    assert fates(pushed) == {"r1": "failed", "r2": "complete"}
+    assert "--receipt-wait" in pushed.err
+    assert good.wait() == 0
+    hosts.assert_whole("r2")
+    (hosts.directory / "go").write_text("\n")
+    assert late.wait() == 0
+    assert "nobody took the receipt" in late.err
+    hosts.assert_whole("r1")
 
 
 # -- receivers -----------------------------------------------------------------------------------------------
@@ -421,3 +432,54 @@ def test_a_command_is_given_no_end_when_its_host_program_dies_while_it_is_starte
     os.close(control_end)
     process.wait(30)
     assert not (tmp_path / "seen").exists()
+
+
+def test_a_receiver_that_has_something_else_is_told_so(hosts: Hosts) -> None:
+    """Its receipt is compared at the sender, whatever it thinks of itself; and its own end is none of success."""
+    faulty = hosts.directory / "faulty"
+    faulty.mkdir()
+    (faulty / "sitecustomize.py").write_text(
+        "import msgspec\n"
+        "from backhaul.operations.reception import Reception\n"
+        "real = Reception._received\n"
+        "Reception._received = lambda self: tuple(\n"
+        "    msgspec.structs.replace(stream, blake3='0' * 64) for stream in real(self)\n"
+        ")\n"
+    )
+    first = hosts.receive("r1")
+    second = hosts.receive("r2", env={"PYTHONPATH": str(faulty)})
+    sender = hosts.send("--require", "1", count=2)
+    assert sender.wait() == 3, sender.err
+    assert first.wait() == 0, first.err
+    assert second.wait() == 1, second.err
+    assert "primary has sent something else than what came here" in second.err
+    assert fates(sender) == {"r1": "complete", "r2": "failed"}
+    assert "its receipt is not for what was sent" in fate(sender, "r2")["reason"]
+
+
+ANYBODY = {"AWS_ACCESS_KEY_ID": "a", "AWS_SECRET_ACCESS_KEY": "b"}
+
+
+def test_receivers_do_where_one_is_enough_and_the_store_is_away(hosts: Hosts) -> None:
+    """Whatever is required, the receivers are one of those who may be it: as a store that fails does not cost them."""
+    first = hosts.receive("r1")
+    roster = f"send:r1?key={hosts.keys / 'primary.key'}"
+    words = ("push", "s3://b/x?endpoint=http://127.0.0.1:9", roster, "--require", "any", "--json")
+    pushed = hosts.start(
+        "primary", *words, "--compress", "none", "--", "cat", str(hosts.payload), key=None, env=ANYBODY
+    )
+    assert pushed.wait() == 3, pushed.err
+    assert "127.0.0.1:9" in pushed.err
+    assert first.wait() == 0, first.err
+    hosts.assert_whole("r1")
+
+
+def test_a_store_that_is_away_ends_it_where_all_are_required(hosts: Hosts) -> None:
+    first = hosts.receive("r1")
+    roster = f"send:r1?key={hosts.keys / 'primary.key'}"
+    words = ("push", "s3://b/x?endpoint=http://127.0.0.1:9", roster, "--json", "--", "touch", "ran")
+    pushed = hosts.start("primary", *words, key=None, env=ANYBODY)
+    assert pushed.wait() == 1, pushed.err
+    assert first.wait() == 1, first.err
+    assert not (hosts.directory / "primary" / "ran").exists()
+    hosts.assert_nothing("r1")

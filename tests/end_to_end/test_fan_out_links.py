@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterator
 import pytest
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
-from backhaul.formats.chunk import LINK_ANSWER, LINK_HELLO, LINK_MAGIC, Header
+from backhaul.formats.chunk import HEADER_SIZE, LINK_ANSWER, LINK_HELLO, LINK_MAGIC, Header
 from backhaul.model.fan_out import Member
 from backhaul.network.links import Feeder, Intake
 from backhaul.pipeline.chunk_log import ChunkLog, LogClosedError
@@ -51,11 +51,16 @@ class Receiving:
 
 
 class Proxy:
-    """Passes a connection on, keeps what the client said, and changes one byte of it where it is told to."""
+    """Passes a connection on, keeps what the client said, and changes one byte of it where it is told to.
+
+    What the client says after so many bytes as ``hold`` stays here until ``go`` is set.
+    """
 
     def __init__(self, port: int) -> None:
         self.said = bytearray()
         self.flip: int | None = None
+        self.hold: int | None = None
+        self.go = threading.Event()
         self._target = port
         self._listener = socket.create_server(("127.0.0.1", 0))
         self.port = self._listener.getsockname()[1]
@@ -80,13 +85,19 @@ class Proxy:
                     if self.flip is not None and len(self.said) <= self.flip < len(self.said) + len(piece):
                         piece[self.flip - len(self.said)] ^= 0x10
                         self.flip = None
+                    kept = len(self.said) + len(piece) - self.hold if self.hold is not None else 0
                     self.said += piece
+                    if kept > 0:
+                        target.sendall(piece[: max(0, len(piece) - kept)])
+                        self.go.wait()
+                        piece = piece[max(0, len(piece) - kept) :]
                 target.sendall(piece)
         for end in (source, target):
             with contextlib.suppress(OSError):
                 end.shutdown(socket.SHUT_RDWR)
 
     def close(self) -> None:
+        self.go.set()
         for connection in self._open:
             with contextlib.suppress(OSError):
                 connection.shutdown(socket.SHUT_RDWR)
@@ -151,6 +162,24 @@ def test_chunks_are_passed_on_as_they_are(world: World) -> None:
     assert broken == []
     assert receiving.changes == [(-1, "")]
     assert receiving.intake.upstream == -1
+
+
+def test_half_a_chunk_is_progress(world: World) -> None:
+    """Over a slow line a chunk takes longer than a link that brings nothing is waited for: its bytes are counted."""
+    receiving = world.receiving()
+    proxy = world.proxy(receiving)
+    # The first chunks, and half of the last one.
+    whole = LINK_HELLO.size + 32 + sum(len(world.log.get(number)) for number in range(world.log.end))
+    half = len(world.log.get(world.log.end - 1)) // 2
+    proxy.hold = whole - half
+    broken = world.feed(receiving.member(proxy.port))
+    until(lambda: receiving.log.end == world.log.end - 1, "all chunks but the last")
+    counted = sum(len(world.log.get(number)) - HEADER_SIZE for number in range(world.log.end))
+    until(lambda: receiving.intake.received == counted - half, "half of the last chunk")
+    assert receiving.log.end == world.log.end - 1
+    proxy.go.set()
+    world.assert_same(receiving)
+    assert broken == []
 
 
 @pytest.mark.parametrize("where", ["hello", "proof", "header", "body", "tag", "number", "last"])

@@ -4,42 +4,26 @@ from __future__ import annotations
 
 import os
 import signal
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 from backhaul.testing.bad_switch import BadSwitch
 from backhaul.testing.network_lab import Lab
-from tests.end_to_end.fan_out_hosts import Hosts, Program, make_keys, make_payload, until
+from tests.end_to_end.fan_out_hosts import Hosts, Program, fate, until
 
 pytestmark = pytest.mark.timeout(150)
 MULTICAST = ("--transport", "multicast")
 GROUP = ("239.255.74.11", 7412)
 NAMES = ("r1", "r2", "r3")
-
-
-@pytest.fixture(scope="module")
-def keys(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return make_keys(tmp_path_factory.mktemp("keys"))
-
-
-@pytest.fixture(scope="module")
-def payload(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return make_payload(tmp_path_factory.mktemp("payload"), 12_000_000)
-
-
-@pytest.fixture
-def hosts(tmp_path: Path, keys: Path, payload: Path) -> Iterator[Hosts]:
-    """On a switch that passes everything, until it is told to do harm."""
-    with Lab(["primary", *NAMES, "second"], BadSwitch()) as lab:
-        yield Hosts(lab, tmp_path, keys, payload)
+HOSTS = ("primary", *NAMES, "second")
+# It passes everything, until it is told to do harm.
+SWITCH = BadSwitch()
+PAYLOAD = 12_000_000
 
 
 def transports(sender: Program) -> dict[str, tuple[str, str]]:
-    return {
-        fate["name"]: (fate["state"], fate.get("transport", "chain")) for fate in sender.json["fan_out"]["receivers"]
-    }
+    return {one["name"]: (one["state"], one.get("transport", "chain")) for one in sender.json["fan_out"]["receivers"]}
 
 
 BY_MULTICAST = dict.fromkeys(NAMES, ("complete", "multicast"))
@@ -102,8 +86,8 @@ def test_a_host_that_multicast_does_not_reach_gets_the_chain(hosts: Hosts) -> No
         assert receiver.wait() == 0, receiver.err
         hosts.assert_whole(receiver.name)
     assert transports(sender) == {**BY_MULTICAST, "r2": ("complete", "chain")}
-    (fate,) = [fate for fate in sender.json["fan_out"]["receivers"] if fate["name"] == "r2"]
-    assert "multicast did not reach it (0 of 50 probes came)" in fate["reason"]
+    found = fate(sender, "r2")
+    assert "multicast did not reach it (0 of 50 probes came)" in found["reason"]
 
 
 @pytest.mark.parametrize("times", [1, 4])
@@ -175,8 +159,8 @@ def test_a_consumer_that_stands_still(hosts: Hosts) -> None:
     for receiver in (slow, *others):
         assert receiver.wait() == 0, receiver.err
         hosts.assert_whole(receiver.name, content=hosts.content * 3)
-    (fate,) = [fate for fate in sender.json["fan_out"]["receivers"] if fate["name"] == "r1"]
-    assert fate["receipt"]["spooled"] > 10_000_000
+    found = fate(sender, "r1")
+    assert found["receipt"]["spooled"] > 10_000_000
 
 
 def test_a_session_that_is_replayed(hosts: Hosts) -> None:

@@ -7,6 +7,7 @@ import json
 import os
 import re
 import signal
+import socket
 import sqlite3
 import subprocess
 import sys
@@ -169,6 +170,7 @@ def test_a_gigabyte_on_stderr_stays_bounded(host: Host) -> None:
         "    while view:\n        view = view[os.write(2, view):]\n"
         "os.write(2, b'the last line\\n')\n"
     )
+    host.cli.cold = True  # its memory is measured
     process = host.cli.start(
         "exec", "--quiet", "--name", "loud", "--log-size", "4Mi", "--", sys.executable, "-c", script,
         env={"BACKHAUL_TRACEBACK": "1"},
@@ -576,6 +578,7 @@ def test_a_mirror_finishes_its_part_when_it_is_held(host: Host) -> None:
     assert len(list(store.glob("0*"))) == 60
 
 
+@pytest.mark.first
 def test_the_end_of_a_window(host: Host) -> None:
     """Opens this minute, and is open for one: at its end a mirror begins nothing more, and another job is ended."""
     now = dt.datetime.now(dt.UTC)
@@ -765,11 +768,10 @@ def test_a_dead_server_is_noticed_from_another_host(host: Host) -> None:
 
 
 def test_the_next_channel_is_tried_and_what_nobody_took_is_shown(host: Host) -> None:
-    with HttpSink() as sink:
-        gone = sink.url
-    with MailServer() as mail:
+    with MailServer() as mail, socket.socket() as nobody:
+        nobody.bind(("127.0.0.1", 0))  # and never listens: the port is nobody else's either
         text = (
-            f'[notify.hook]\nkind = "webhook"\nurl = "{gone}/x"\ntimeout = "5s"\n'
+            f'[notify.hook]\nkind = "webhook"\nurl = "http://127.0.0.1:{nobody.getsockname()[1]}/x"\ntimeout = "5s"\n'
             f'[notify.mail]\nkind = "mail"\nhost = "127.0.0.1"\nport = {mail.port}\ntls = "none"\n'
             'from = "backhaul@db7.example.com"\nto = "ops@example.com"\n'
             '[defaults]\nnotify = ["hook", "mail"]\nnotify_mode = "first"\n'

@@ -408,6 +408,7 @@ def test_passwords_and_privileges(cli: Cli, mariadb: MariaDB, app: str, tmp_path
     options.write_text("[client]\nuser = poor\npassword = geheim\n")
     options.chmod(0o600)
     given = mariadb.url(app).replace("root@", "").replace("/dev/null", str(options))
+    cli.cold = True  # others see how it was called
     seen: list[bytes] = []
     process = cli.start("push", series, "--from", given, "--limit", "8M", "--compress", "none")
     while process.poll() is None:

@@ -81,6 +81,7 @@ class BackupSet:
             os.unlink(chunks[4])
 
 
+@pytest.mark.first
 @pytest.mark.timeout(600)
 def test_a_month_of_nights(
     s3: Any, bucket: str, s3_environment: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch

@@ -16,6 +16,9 @@ from typing import Any
 
 import pytest
 
+from backhaul.formats.source_url import parse_source_url
+from backhaul.pipeline.supervisor import Supervisor
+from backhaul.sources.postgresql import PostgreSQLSource
 from backhaul.testing.servers import PostgreSQL
 from tests.conftest import Cli, keys, open_uploads
 from tests.end_to_end.awkward_databases import fingerprint_postgresql, make_postgresql, schema_postgresql
@@ -163,6 +166,24 @@ def test_a_single_stream_comes_back(pg_cli: Cli, postgres: PostgreSQL, app: str)
     assert "PostgreSQL database dump complete" in text
 
 
+def test_what_is_backed_up_is_known_though_only_the_roles_have_started(postgres: PostgreSQL, app: str) -> None:
+    """A fan-out says at its start what is to come, and roles are of no state."""
+    source = PostgreSQLSource(parse_source_url(postgres.url(app)), streams=2)
+    source.check()
+    with Supervisor() as group:
+        streams = source.open(group)
+        assert streams[0].name == "globals"
+        try:
+            streams[0].source.start(group)
+            outline = source.outline()
+        finally:
+            for stream in streams:
+                stream.source.abort()
+            source.abort()
+    assert outline is not None
+    assert [database.name for database in outline.databases] == [app]
+
+
 def test_without_the_schema_public(pg_cli: Cli, postgres: PostgreSQL) -> None:
     """What the source dropped is not in what is restored, although every new database has it."""
     make_postgresql(postgres, "bare", public=False)
@@ -174,12 +195,14 @@ def test_without_the_schema_public(pg_cli: Cli, postgres: PostgreSQL) -> None:
     assert schema_postgresql(postgres, "bare_back") == schema_postgresql(postgres, "bare")
 
 
+@pytest.mark.first
 @pytest.mark.timeout(600)
 def test_a_table_of_two_gigabytes(pg_cli: Cli, postgres: PostgreSQL, bucket: str) -> None:
+    pg_cli.cold = True  # its memory is measured
     postgres.sql("create database large")
     postgres.sql(
         """create unlogged table lines (id int, v text); alter table lines alter v set storage external;
-           insert into lines select n, repeat(md5(n::text), 32) from generate_series(1, 2000000) n;
+           insert into lines select n, repeat(md5(n::text), 60) from generate_series(1, 1060000) n;
            create table small (id int primary key); insert into small select generate_series(1, 1000)""",
         "large",
     )
@@ -643,6 +666,7 @@ def test_passwords_are_nowhere_to_be_seen(pg_cli: Cli, tmp_path: Path) -> None:
             (f"{url}&passfile={pgpass}", {}),
             (url, {"PGPASSWORD": secret}),
         ):
+            pg_cli.cold = True  # others see how it was called
             seen: list[bytes] = []
             process = pg_cli.start("push", str(tmp_path / "s"), "--from", given, "--limit", "8M", env=environment)
             while process.poll() is None:

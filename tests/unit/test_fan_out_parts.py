@@ -6,20 +6,25 @@ import errno
 import os
 import socket
 import threading
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import pytest
+from blake3 import blake3
 
 from backhaul.errors import FailedError, IntegrityError, TargetError
 from backhaul.formats import fan_out_messages as messages
-from backhaul.model.fan_out import FanOutStream, Start
+from backhaul.model.fan_out import FanOutStream, Start, StreamEnd
+from backhaul.model.manifest import ProducerRecord, SourceRecord, StreamRecord
 from backhaul.network.accepting import serve_connections
-from backhaul.operations.receive import _check_start, _plain
+from backhaul.operations.consuming import RestoreConsumer
+from backhaul.operations.reception import _check_start, _check_unwritten, _plain
 from backhaul.pipeline.recycler import Recycler
 from backhaul.pipeline.supervisor import Supervisor
 from backhaul.targets.command import CommandTarget
 from backhaul.targets.file import FileTarget
+from backhaul.targets.sections import Phase, Step
 from backhaul.targets.several import SeveralTargets
 
 
@@ -163,3 +168,103 @@ def test_what_is_too_large_for_a_chunk_is_refused_where_it_is_made() -> None:
     with pytest.raises(FailedError):
         sealer.data(0, bytes(chunk.LARGEST_BODY), 1)
     assert sealer.number == 0
+
+
+class Lingering:
+    """A thread that has done what it had to do, and has not ended yet."""
+
+    def __init__(self, thread: threading.Thread) -> None:
+        self._thread = thread
+
+    def is_alive(self) -> bool:
+        return True
+
+
+class LingeringGroup(Supervisor):
+    def start(self, work: Callable[[], None], name: str) -> Any:
+        return Lingering(super().start(work, name))
+
+
+class Kept:
+    """A target that keeps what it is given, in the order in which streams end."""
+
+    def __init__(self, name: str, ended: list[str]) -> None:
+        self.name = name
+        self.data = b""
+        self._ended = ended
+
+    def start(self, raw_size: int, group: Supervisor) -> None:
+        pass
+
+    def write(self, data: memoryview) -> None:
+        self.data += data
+
+    def commit(self) -> None:
+        self._ended.append(f"{self.name} {self.data.decode()}")
+
+    def abort(self) -> None:
+        pass
+
+
+class TwoPhases:
+    """Definitions first, then rows."""
+
+    name = "nowhere"
+
+    def __init__(self) -> None:
+        self.remarks: list[str] = []
+        self.shortfalls: list[str] = []
+        self.ended: list[str] = []
+
+    def check(self, source: SourceRecord, streams: Sequence[StreamRecord]) -> None:
+        pass
+
+    def phases(self, jobs: int) -> Sequence[Phase]:
+        return [
+            Phase(name, (Step(name, lambda name=name: Kept(name, self.ended)),))  # type: ignore[misc]
+            for name in ("schema", "data-1")
+        ]
+
+    def commit(self) -> None:
+        pass
+
+    def abort(self) -> None:
+        pass
+
+
+def test_a_phase_begins_when_the_one_before_it_is_done() -> None:
+    """Whether or not the threads of that have ended: nobody says when they have."""
+    names, target = ("schema", "data-1"), TwoPhases()
+    start = Start(
+        version=1,
+        id="20261122T000000Z",
+        sender="db1",
+        tool="",
+        codec="none",
+        streams=tuple(FanOutStream(name=name) for name in names),
+        roster=(),
+        source=SourceRecord(kind="postgresql", server="", address="", state_of=""),
+    )
+    with LingeringGroup("restore") as group:
+        consumer = RestoreConsumer(group, start, target, lambda size: None, Recycler(1 << 20))
+        for number, (sink, body) in enumerate(zip(consumer.sinks, (b"one", b"two"), strict=True)):
+            sink.put(memoryview(bytearray(body)), 3)
+            sink.end(
+                StreamEnd(
+                    stream=number,
+                    chunks=1,
+                    size=3,
+                    blake3=blake3(body).hexdigest(),
+                    producer=ProducerRecord(kind="command", seconds=0.0),
+                )
+            )
+        consumer.finish()
+    assert target.ended == ["schema one", "data-1 two"]
+
+
+def test_nothing_follows_the_first_part_of_another_reading_on_stdout() -> None:
+    with pytest.raises(TargetError, match="can't begin anew"):
+        _check_unwritten("-", 1)
+    _check_unwritten("-", 0)
+    _check_unwritten("file", 1)
+    _check_unwritten(None, 1)

@@ -62,6 +62,56 @@ def test_a_failure_of_the_block_stops_the_threads() -> None:
     assert alive("t2") == []
 
 
+def test_only_those_wake_for_whom_something_has_changed() -> None:
+    """A change for one of many that wait is no turn for the others; a predicate that fails is its waiter's affair."""
+    asked = dict.fromkeys(range(10), 0)
+    here = threading.get_ident()
+    ready: set[int] = set()
+    with Supervisor() as group:
+
+        def wait(number: int) -> None:
+            def predicate() -> bool:
+                asked[number] += threading.get_ident() != here
+                return number in ready
+
+            with group.condition:
+                group.wait_for(predicate)
+
+        for number in asked:
+            group.start(lambda number=number: wait(number), str(number))  # type: ignore[misc]
+        while sum(asked.values()) < len(asked):
+            time.sleep(0.001)
+        for number in asked:
+            with group.condition:
+                ready.add(number)
+                group.condition.notify_all()
+    # Once before it slept, and once when it was woken; what this thread asked for them does not count.
+    assert all(count == 2 for count in asked.values()), asked
+
+
+def test_a_predicate_that_fails_fails_whoever_waits_with_it() -> None:
+    broken = threading.Event()
+
+    def predicate() -> bool:
+        if broken.is_set():
+            raise ZeroDivisionError
+        return False
+
+    asleep = threading.Event()
+
+    def wait(group: Supervisor) -> None:
+        with group.condition:
+            asleep.set()
+            group.wait_for(predicate)
+
+    with pytest.raises(ZeroDivisionError), Supervisor() as group:
+        group.start(lambda: wait(group), "wait")
+        asleep.wait()
+        broken.set()
+        with group.condition:
+            group.condition.notify_all()
+
+
 def test_a_thread_stuck_in_a_system_call_does_not_hold_the_end() -> None:
     release = threading.Event()
     with pytest.raises(BoomError), Supervisor("t3", grace=0.1) as group:

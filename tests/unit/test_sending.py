@@ -380,6 +380,19 @@ def test_bytes_are_charged_once_however_often_they_are_sent(content: bytes, piec
     assert sum(charged) + sum(again) == total + len(content)
 
 
+def test_pieces_grow_while_the_line_takes_them_at_once_and_begin_small_again_when_it_does_not() -> None:
+    now = 0.0
+    body = PartBody(bytes(5 << 20), clock=lambda: now)
+    reader = body.open()
+    sizes = []
+    for seconds in (0.0, 0.01, 0.01, 0.01, 0.01, 0.01, 0.3, 0.01):
+        now += seconds
+        sizes.append(len(reader.read()) >> 10)
+    assert sizes == [64, 128, 256, 256, 256, 256, 64, 128]
+    again = body.open()
+    assert [len(again.read()) >> 10 for _ in range(3)] == [64, 64, 64], "a second try is as patient as can be"
+
+
 class Flaky(MemoryStore):
     """Every part fails twice after all of its bytes went out."""
 

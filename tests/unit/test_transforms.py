@@ -57,6 +57,44 @@ def test_auto_spends_nothing_on_noise_and_still_compresses_the_rest() -> None:
     assert sizes["text"] <= level_one * 1.02
 
 
+def test_a_frame_depends_on_its_block_and_its_rung_and_on_nothing_before() -> None:
+    """An interrupted push is gone on with by making the same frames again, in another process."""
+    content = [block for name, block in blocks().items() if name != "empty"]
+    used = compress.FrameCompressor("auto")
+    for rung in (0, 4, 1, 5, 2, 4, 3, 1, 0):
+        for block in content:
+            frame = used.compress(memoryview(block), lambda rung=rung: rung)  # type: ignore[misc]
+            fresh = compress.FrameCompressor("auto").compress(memoryview(block), lambda rung=rung: rung)  # type: ignore[misc]
+            assert frame == fresh
+            out = bytearray(len(block))
+            compress.FrameDecompressor().decompress_into(memoryview(frame), memoryview(out))
+            assert out == block
+
+
+def test_dense_rungs_are_dense_and_nobody_asks_for_one_where_nothing_compresses() -> None:
+    compressor = compress.FrameCompressor("auto")
+    text, noise = memoryview(blocks()["text"]), memoryview(blocks()["noise"])
+    sizes = [len(compressor.compress(text, lambda rung=rung: rung)) for rung in (0, 1, 4, 5)]  # type: ignore[misc]
+    assert sizes == sorted(sizes, reverse=True)
+    assert sizes[-1] < 0.85 * sizes[0]
+
+    def nobody() -> int:
+        raise AssertionError("what does not compress is passed on at no rung")
+
+    compressor.compress(noise, nobody)
+    assert compressor.passed
+
+
+def test_the_tables_of_a_worker_stay_within_the_formula() -> None:
+    compressor = compress.FrameCompressor("auto")
+    small = memoryview(b"".join(dump_text(100_000)))
+    for rung in (*range(len(compress.LADDER)), *reversed(range(len(compress.LADDER))), 6, 1, 6, 2):
+        compressor.compress(small, lambda rung=rung: rung)  # type: ignore[misc]
+        kept = [compress.LADDER[number].parameters for number in (0, 0, *compressor.kept)]
+        assert sum(compress._tables(each) for each in kept) <= compress.context_memory("auto")
+        assert rung == 0 or rung in compressor.kept
+
+
 def test_none_copies() -> None:
     block = bytearray(b"abc")
     copy = compress.FrameCompressor("none").compress(memoryview(block))

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import importlib
+from collections.abc import Callable, Iterator, Mapping, MutableMapping
 from typing import Any, TypeVar
 
 import click
@@ -33,6 +34,37 @@ class ExampleGroup(click.Group):
     def list_commands(self, ctx: click.Context) -> list[str]:
         """Return the names in the order in which they were added."""
         return list(self.commands)
+
+
+class LaterCommands(MutableMapping[str, click.Command]):
+    """Commands by name whose modules are imported when they are asked for: a push does not wait for the others.
+
+    ``places`` says where each one is, ``module:attribute`` by its name.
+    """
+
+    def __init__(self, places: Mapping[str, str]) -> None:
+        self._places = places
+        self._loaded: dict[str, click.Command] = {}
+
+    def __getitem__(self, name: str) -> click.Command:
+        if name not in self._loaded:
+            module, _, attribute = self._places[name].partition(":")
+            self._loaded[name] = getattr(importlib.import_module(module), attribute)
+        return self._loaded[name]
+
+    def __setitem__(self, name: str, command: click.Command) -> None:
+        self._places = {**self._places, name: ""}
+        self._loaded[name] = command
+
+    def __delitem__(self, name: str) -> None:
+        self._places = {other: place for other, place in self._places.items() if other != name}
+        self._loaded.pop(name, None)
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._places)
+
+    def __len__(self) -> int:
+        return len(self._places)
 
 
 Decorated = TypeVar("Decorated", bound=Callable[..., Any])

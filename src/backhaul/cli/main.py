@@ -12,25 +12,7 @@ from typing import Any, NoReturn
 
 import click
 
-from backhaul.cli import config as config_
-from backhaul.cli import (
-    doctor,
-    fan_out_keys,
-    init,
-    inspect,
-    jobs,
-    keys,
-    mirror,
-    prune,
-    pull,
-    push,
-    receive,
-    reports,
-    restore,
-    schedule,
-    send,
-)
-from backhaul.cli.command import ExampleGroup
+from backhaul.cli.command import ExampleGroup, LaterCommands
 from backhaul.cli.output import ReportedError, error_document, print_error, print_json
 from backhaul.errors import BackhaulError, ConfigurationError, FailedError, InterruptedByUserError, UsageError
 from backhaul.formats.redaction import redact_text
@@ -57,8 +39,45 @@ Exit status: 0 complete, 1 failed, 2 usage, 3 finished but incomplete,
 10 configuration or prerequisite, 11 lock busy, 75 the window ended, 130 interrupted."""
 
 
+# In the order of a backup's life instead of the alphabet.
+_COMMANDS = {
+    "push": "backhaul.cli.push:push",
+    "pull": "backhaul.cli.pull:pull",
+    "restore": "backhaul.cli.restore:restore",
+    "drill": "backhaul.cli.restore:drill",
+    "list": "backhaul.cli.inspect:list_",
+    "show": "backhaul.cli.inspect:show",
+    "verify": "backhaul.cli.inspect:verify",
+    "prune": "backhaul.cli.prune:prune",
+    "clean": "backhaul.cli.inspect:clean",
+    "sync": "backhaul.cli.mirror:sync",
+    "plan": "backhaul.cli.mirror:plan",
+    "apply": "backhaul.cli.mirror:apply",
+    "undelete": "backhaul.cli.mirror:undelete",
+    "send": "backhaul.cli.send:send",
+    "receive": "backhaul.cli.receive:receive",
+    "keygen": "backhaul.cli.keys:keygen",
+    "keys": "backhaul.cli.fan_out_keys:keys",
+    "run": "backhaul.cli.jobs:run",
+    "exec": "backhaul.cli.jobs:exec_",
+    "next": "backhaul.cli.jobs:next_",
+    "schedule": "backhaul.cli.schedule:schedule",
+    "hold": "backhaul.cli.jobs:hold",
+    "report": "backhaul.cli.reports:report",
+    "why": "backhaul.cli.jobs:why",
+    "log": "backhaul.cli.jobs:log",
+    "check": "backhaul.cli.reports:check",
+    "metrics": "backhaul.cli.reports:metrics",
+    "notify": "backhaul.cli.reports:notify",
+    "init": "backhaul.cli.init:init",
+    "config": "backhaul.cli.config:config",
+    "doctor": "backhaul.cli.doctor:doctor",
+}
+
+
 @click.group(
     cls=ExampleGroup,
+    commands=LaterCommands(_COMMANDS),
     epilog=_EPILOG,
     context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100},
 )
@@ -78,39 +97,6 @@ def cli(ctx: click.Context, config: str | None) -> None:
                 f"There is no config {config}", "it does not exist, or is no file", "Correct the path behind --config."
             )
         os.environ[CONFIG_VARIABLE] = config
-
-
-cli.add_command(push.push)
-cli.add_command(pull.pull)
-cli.add_command(restore.restore)
-cli.add_command(restore.drill)
-cli.add_command(inspect.list_)
-cli.add_command(inspect.show)
-cli.add_command(inspect.verify)
-cli.add_command(prune.prune)
-cli.add_command(inspect.clean)
-cli.add_command(mirror.sync)
-cli.add_command(mirror.plan)
-cli.add_command(mirror.apply)
-cli.add_command(mirror.undelete)
-cli.add_command(send.send)
-cli.add_command(receive.receive)
-cli.add_command(keys.keygen)
-cli.add_command(fan_out_keys.keys)
-cli.add_command(jobs.run)
-cli.add_command(jobs.exec_)
-cli.add_command(jobs.next_)
-cli.add_command(schedule.schedule)
-cli.add_command(jobs.hold)
-cli.add_command(reports.report)
-cli.add_command(jobs.why)
-cli.add_command(jobs.log)
-cli.add_command(reports.check)
-cli.add_command(reports.metrics)
-cli.add_command(reports.notify)
-cli.add_command(init.init)
-cli.add_command(config_.config)
-cli.add_command(doctor.doctor)
 
 
 def run(arguments: list[str]) -> int:
@@ -195,7 +181,7 @@ def _open_standard_descriptors() -> None:
 
 def main(arguments: list[str] | None = None) -> NoReturn:
     """Entry point of the ``backhaul`` command; never returns."""
-    # Loading boto3 makes a great many objects that stay: looking for garbage among them takes 40 ms.
+    # Loading botocore makes a great many objects that stay: looking for garbage among them takes 40 ms.
     gc.set_threshold(50_000, 20, 20)
     _open_standard_descriptors()
     _install_signal_handlers()

@@ -66,7 +66,7 @@ def print_error(error: BackhaulError) -> None:
     """Print what, why and what next on stderr."""
     # Somebody may have put a secret where a name belongs: it is not said back to him, nor to the log.
     what, why, todo = (redact_identities(text) for text in (error.what, error.why, error.todo))
-    click.echo(click.style("backhaul: ", fg="red", bold=True) + what, err=True, color=_wants_color())
+    click.echo(click.style("backhaul: ", fg="red", bold=True) + what, err=True, color=wants_color())
     for label, text in (("why", why), ("next", todo)):
         if text:
             lines = text.splitlines()
@@ -75,7 +75,8 @@ def print_error(error: BackhaulError) -> None:
                 click.echo(f"        {line}", err=True)
 
 
-def _wants_color() -> bool | None:
+def wants_color() -> bool | None:
+    """Return what ``click.echo`` takes as ``color``: never with NO_COLOR, else on a terminal."""
     import os
 
     return False if os.environ.get("NO_COLOR") else None
@@ -114,6 +115,12 @@ def described(source: SourceRecord) -> str:
 def drill_style(result: str | None) -> str:
     """Return the style of a drill's result."""
     return {"proved": "green", "failed": "bold red", None: "dim"}.get(result, "yellow")
+
+
+def styled_drill(result: str | None, text: str) -> str:
+    """Return a text in the colour of a drill's result, where ``click.echo`` prints it."""
+    words = drill_style(result).split()
+    return click.style(text, fg=words[-1] if words[-1] != "dim" else None, bold="bold" in words, dim="dim" in words)
 
 
 def print_drill(record: DrillRecord) -> None:

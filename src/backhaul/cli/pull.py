@@ -133,7 +133,7 @@ def _means_mirror(series: str, output: str) -> bool:
     from pathlib import Path
 
     from backhaul.formats.location import names_backup
-    from backhaul.operations.mirror.restore import is_mirror, is_series
+    from backhaul.operations.kind import is_mirror, is_series
 
     if output == "-" or names_backup(series):
         return False

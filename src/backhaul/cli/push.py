@@ -3,16 +3,22 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import click
 
 from backhaul.cli.command import TAIL, TailCommand, option_json
 from backhaul.cli.output import ReportedError, announce, console, described, print_json
+from backhaul.cli.source import check_source, open_source
 from backhaul.errors import IncompleteError, InterruptedByUserError, UsageError
 from backhaul.formats.quantities import format_duration, format_size, parse_duration, parse_size
 from backhaul.formats.timetable import parse_timetable
 from backhaul.model.results import PushResult
 from backhaul.operations.progress import PushProgress
+
+if TYPE_CHECKING:
+    from backhaul.cli.send import News
+    from backhaul.operations.fan_out import FanOut
 
 _EPILOG = """\b
 Examples:
@@ -49,7 +55,8 @@ ended. Leave compression to Backhaul (pg_dump -Z0): it compresses on all cores."
     default="auto",
     show_default=True,
     metavar="auto|none|1..19",
-    help="'auto' is fast, and spends nothing on data that does not compress.",
+    help="'auto' is fast, denser while the network is slower than idle cores can compress, "
+    "and spends nothing on data that does not compress.",
 )
 @click.option(
     "--encrypt-to",
@@ -151,28 +158,14 @@ def push(
     acknowledged, and the manifest was written; until then no listing shows it.
     """
     from backhaul.cli.progress import push_progress
-    from backhaul.cli.send import News, incomplete
     from backhaul.formats.roster import SCHEME
-    from backhaul.operations.databases import SourceOptions, source_of
-    from backhaul.operations.fan_out_settings import fan_out_at
     from backhaul.operations.keys import read_recipients
     from backhaul.operations.push import DEFAULT_SPOOL_SIZE, PushOptions
     from backhaul.operations.push import push as operation
-    from backhaul.sources.base import Source, SourceSet
-    from backhaul.sources.command import CommandSource
-    from backhaul.sources.stream import StreamSource
 
     command: list[str] | None = ctx.meta[TAIL]
-    if command is not None and not command:
-        raise UsageError(
-            "There is no command", "nothing follows the --", "Write e.g.: backhaul push SERIES -- pg_dump -Fc app"
-        )
     if spool_size is not None and spool is None:
         raise UsageError("--spool-size has no spool", "no --spool DIR is given", "Name the directory with --spool DIR.")
-    if from_ is not None and command is not None:
-        raise UsageError(
-            "The stream comes from two places", "both --from and a command are given", "Leave one of them out."
-        )
     words = [
         text
         for text in series
@@ -184,6 +177,7 @@ def push(
             "without -- every word is a SERIES",
             f"Put -- before the command; for a directory of that name write ./{words[0]}",
         )
+    check_source("push", "backhaul push SERIES", command, from_)
     for text in encrypt_to:
         if Path(text).is_file():
             raise UsageError(
@@ -208,19 +202,23 @@ def push(
     rosters = [text for text in series if text.startswith(SCHEME)]
     if len(rosters) > 1:
         raise UsageError("push has two rosters", " ".join(rosters), "Write one: send:db2,db3")
-    say = News(quiet or as_json)
-    fan_out = fan_out_at(rosters[0], say) if rosters else None
+    say: News | None = None
+    fan_out: FanOut | None = None
+    if rosters:  # the network and its keys take 100 ms to load, which a push to stores does without
+        from backhaul.cli.send import News
+        from backhaul.operations.fan_out_settings import fan_out_at
+
+        say = News(quiet or as_json)
+        fan_out = fan_out_at(rosters[0], say)
     places = [text for text in series if text not in rosters]
     progress = PushProgress()
     try:
         with push_progress(progress, quiet=quiet or as_json) as on_error_line:
-            say.through = on_error_line
-            source: Source | SourceSet
-            if from_ is not None:
-                reading = SourceOptions(streams=streams, count=not no_counts)
-                source = source_of(from_, reading, progress=progress, on_error_line=on_error_line)
-            else:
-                source = CommandSource(command, on_error_line) if command else StreamSource(0)
+            if say is not None:
+                say.through = on_error_line
+            source = open_source(
+                command, from_, streams=streams, counts=not no_counts, progress=progress, on_error_line=on_error_line
+            )
             result = operation(places, source, options, fan_out=fan_out, progress=progress)
     except KeyboardInterrupt as interrupt:
         raise InterruptedByUserError(
@@ -236,6 +234,8 @@ def push(
         why = [f"{d.series}: {d.error_what}: {d.error_why}" for d in failed]
         todo = [f"{d.series}: {d.error_next}" for d in failed if d.error_next]
         if result.fan_out is not None and not result.fan_out.complete:
+            from backhaul.cli.send import incomplete
+
             receivers = incomplete(result.fan_out)
             why.append(f"{result.fan_out.roster}: {receivers.what}: {receivers.why}")
             todo.append(receivers.todo)
@@ -260,8 +260,6 @@ def _what_stands(progress: PushProgress) -> str:
 
 def _print_summary(result: PushResult) -> None:
     from rich.text import Text
-
-    from backhaul.cli.send import print_receivers
 
     out = console()
     ratio = result.raw_size / result.stored_size if result.stored_size else 1.0
@@ -292,4 +290,6 @@ def _print_summary(result: PushResult) -> None:
             remarks.append(f"{destination.retries} requests were tried again")
         out.print(line.append(f"  ({', '.join(remarks)})" if remarks else "", "dim"))
     if result.fan_out is not None:
+        from backhaul.cli.send import print_receivers
+
         print_receivers(result.fan_out)

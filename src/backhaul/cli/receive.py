@@ -98,9 +98,11 @@ def receive(
 ) -> None:
     """Receive what backhaul send sends: into a file, into COMMAND's stdin, into both, or into a database."""
     from backhaul.cli.progress import pull_progress
-    from backhaul.operations import receive as operation
+    from backhaul.operations import receive_options
     from backhaul.operations.fan_out_settings import credentials_of
     from backhaul.operations.progress import PullProgress
+    from backhaul.operations.receive import receive as operation
+    from backhaul.operations.receive_service import serve
     from backhaul.operations.restore import RestoreOptions
 
     command: list[str] | None = ctx.meta[TAIL]
@@ -127,15 +129,15 @@ def receive(
     if unit:
         _print_unit(listen)
         return
-    options = operation.ReceiveOptions(
+    options = receive_options.ReceiveOptions(
         output=output,
         command=tuple(command or ()),
         into=into,
         restoring=RestoreOptions(replace=replace, globals_=globals_, no_owner=no_owner),
         counts=counts,
         spool=spool,
-        spool_size=parse_size(spool_size) if spool_size is not None else operation.DEFAULT_SPOOL_SIZE,
-        memory=parse_size(memory) if memory is not None else operation.DEFAULT_MEMORY,
+        spool_size=parse_size(spool_size) if spool_size is not None else receive_options.DEFAULT_SPOOL_SIZE,
+        memory=parse_size(memory) if memory is not None else receive_options.DEFAULT_MEMORY,
         data_port=data_port,
         max_wait=parse_duration(max_wait),
         identities=load_identities(identity),
@@ -148,7 +150,7 @@ def receive(
         progress = PullProgress()
         with pull_progress(progress, "received", quiet=quiet or as_json) as on_error_line:
             say.through = on_error_line
-            result = operation.receive(
+            result = operation(
                 parse_host(from_, SENDER_PORT),
                 credentials,
                 options,
@@ -174,7 +176,7 @@ def receive(
                 print_json("error", error_document(error))
         sys.stdout.flush()
 
-    operation.serve(
+    serve(
         where.name,
         where.port,
         credentials,
@@ -200,7 +202,9 @@ def _report(result: ReceiveResult, *, quiet: bool, as_json: bool) -> IncompleteE
         for remark in result.remarks:
             console().print(f"  {remark}", style="yellow", markup=False)
         if not result.receipt_taken:
-            console().print("  the sender was gone before it took the receipt", style="yellow", markup=False)
+            console().print(
+                "  nobody took the receipt: the sender was gone, or waited no longer", style="yellow", markup=False
+            )
     if not result.failed:
         return None
     return IncompleteError(

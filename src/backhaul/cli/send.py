@@ -11,6 +11,7 @@ import click
 
 from backhaul.cli.command import TAIL, TailCommand, option_json
 from backhaul.cli.output import ReportedError, announce, console, print_json
+from backhaul.cli.source import check_source, open_source
 from backhaul.errors import FailedError, IncompleteError, InterruptedByUserError, UsageError
 from backhaul.formats.quantities import format_duration, format_size, parse_duration
 from backhaul.model.fan_out import COMPLETE, FanOutResult
@@ -99,6 +100,12 @@ def option_key(command: Callable[..., None]) -> Callable[..., None]:
     metavar="DURATION",
     help="How long in all the dump may wait for slow receivers; then the slowest is dropped.  [default: 10m]",
 )
+@click.option(
+    "--receipt-wait",
+    metavar="DURATION",
+    help="How long to wait for receipts once all was sent; who has given none by then counts as failed, and may "
+    "finish by itself.  [default: as long as the receivers are there]",
+)
 @click.option("--spool", metavar="DIR", help="Keep the stream there for slow and late receivers, while it is sent.")
 @click.option("--spool-size", metavar="SIZE", help="Most bytes there.  [default: 100G]")
 @click.option("--memory", metavar="SIZE", help="Keep so much of the stream in memory.  [default: 256M]")
@@ -132,31 +139,16 @@ def send(
     The dump begins when the receivers are there. Each gives a receipt, and the exit status follows --require.
     """
     from backhaul.cli.progress import push_progress
-    from backhaul.operations.databases import SourceOptions, source_of
     from backhaul.operations.fan_out_settings import fan_out_of
     from backhaul.operations.progress import PushProgress
     from backhaul.operations.push import PushOptions
     from backhaul.operations.push import push as operation
-    from backhaul.sources.base import Source, SourceSet
-    from backhaul.sources.command import CommandSource
-    from backhaul.sources.stream import StreamSource
 
     command: list[str] | None = click.get_current_context().meta[TAIL]
     if check:
         _check(hosts, min_receivers, settings, as_json=as_json)
         return
-    if command is not None and not command:
-        raise UsageError(
-            "There is no command", "nothing follows the --", "Write e.g.: backhaul send --hosts db2 -- pg_dump app"
-        )
-    if from_ is not None and command is not None:
-        raise UsageError(
-            "The stream comes from two places", "both --from and a command are given", "Leave one of them out."
-        )
-    if command is None and from_ is None and sys.stdin.isatty():
-        raise UsageError(
-            "send has nothing to send", "stdin is a terminal", "Name a command after --, or --from URL, or pipe it in."
-        )
+    check_source("send", "backhaul send --hosts db2", command, from_)
     if settings["spool_size"] is not None and settings["spool"] is None:
         raise UsageError("--spool-size has no spool", "no --spool DIR is given", "Name the directory with --spool DIR.")
     say = News(quiet or as_json)
@@ -166,12 +158,9 @@ def send(
     try:
         with push_progress(progress, quiet=quiet or as_json) as on_error_line:
             say.through = on_error_line
-            source: Source | SourceSet
-            if from_ is not None:
-                reading = SourceOptions(streams=streams, count=not no_counts)
-                source = source_of(from_, reading, progress=progress, on_error_line=on_error_line)
-            else:
-                source = CommandSource(command, on_error_line) if command else StreamSource(0)
+            source = open_source(
+                command, from_, streams=streams, counts=not no_counts, progress=progress, on_error_line=on_error_line
+            )
             result = operation((), source, options, fan_out=fan_out, progress=progress)
     except KeyboardInterrupt as interrupt:
         raise InterruptedByUserError(

@@ -14,7 +14,7 @@ from typing import Any
 import msgspec
 
 from backhaul.errors import FormatError
-from backhaul.model.fan_out import Member, Receipt
+from backhaul.model.fan_out import Member, Receipt, ReceivedStream
 from backhaul.model.reception import Reception
 
 VERSION = 1
@@ -157,9 +157,13 @@ class Signed(_Message, frozen=True, kw_only=True, omit_defaults=True):
 
 
 class FromStore(_Message, frozen=True, kw_only=True, omit_defaults=True):
-    """The stream is to be had as a backup: SERIES@ID. It came too late to get it from anybody else."""
+    """The stream is to be had as a backup: SERIES@ID. It came too late to get it from anybody else.
+
+    ``streams`` are those of the session: a backup that has others is another one, whatever its name.
+    """
 
     reference: str
+    streams: tuple[ReceivedStream, ...]
 
 
 class Alive(_Message, frozen=True, kw_only=True, omit_defaults=True):
@@ -169,9 +173,13 @@ class Alive(_Message, frozen=True, kw_only=True, omit_defaults=True):
 
 
 class Bye(_Message, frozen=True, kw_only=True, omit_defaults=True):
-    """The session is over for this receiver; with a reason, before it was whole."""
+    """The session is over for this receiver; with a reason, before it was whole.
+
+    ``rejected``: it says that it has everything, and it is not what was sent.
+    """
 
     reason: str = ""
+    rejected: bool = False
 
 
 FromReceiver = Hello | Ready | Refusal | Status | LinkDown | Received

@@ -1,8 +1,8 @@
 """The journal of an upload that can be resumed: JSON lines, each true by itself, the last one perhaps torn.
 
-The first line says what is uploaded where, under which claim; then a line for each upload (segment) that was begun
-and each part that the store acknowledged. A line that can't be read ends the journal: what it said is lost, and
-sent again.
+The first line says what is uploaded where, under which claim; then a line for each upload (segment) that was begun,
+each part that the store acknowledged, and each frame whose compression was chosen as it went. A line that can't be
+read ends the journal: what it said is lost, and sent again.
 """
 
 from __future__ import annotations
@@ -14,6 +14,9 @@ from backhaul.model.claim import Claim
 from backhaul.model.location import WriteSettings
 
 VERSION = 1
+# What is farther on, or higher, nobody has written: 64 TiB, of frames of 4 MiB. (What does not compress has no rungs.)
+_MOST_FRAMES = 1 << 24
+_MOST_RUNGS = 100
 
 
 class SourceIdentity(msgspec.Struct, frozen=True, kw_only=True):
@@ -77,11 +80,18 @@ class ClaimLine(msgspec.Struct, frozen=True, kw_only=True, tag="claim"):
     claim: Claim
 
 
-Line = Header | ClaimLine | BegunLine | PartLine
+class RungLine(msgspec.Struct, frozen=True, kw_only=True, tag="rung"):
+    """A frame is to be compressed at that rung of the ladder: written before any byte of it is there to be sent."""
+
+    frame: int
+    rung: int
+
+
+Line = Header | ClaimLine | BegunLine | PartLine | RungLine
 
 
 class JournalState(msgspec.Struct, kw_only=True):
-    """What a journal says: uploads by segment, parts by segment and number.
+    """What a journal says: uploads by segment, parts by segment and number, rungs by frame (plus one; 0 is none).
 
     ``claims`` are all those under which the backup may be held: each run that resumes makes its own. ``length`` is
     how many bytes of the journal are whole.
@@ -92,6 +102,7 @@ class JournalState(msgspec.Struct, kw_only=True):
     claims: list[Claim]
     uploads: dict[int, BegunLine]
     parts: dict[tuple[int, int], PartLine]
+    rungs: bytearray = msgspec.field(default_factory=bytearray)
 
 
 def encode_line(line: Line) -> bytes:
@@ -117,6 +128,11 @@ def decode(data: bytes) -> JournalState | None:
             break
         elif isinstance(line, ClaimLine):
             state.claims.append(line.claim)
+        elif isinstance(line, RungLine):
+            if not (0 <= line.frame < _MOST_FRAMES and 0 <= line.rung < _MOST_RUNGS):
+                break
+            state.rungs.extend(bytes(max(0, line.frame + 1 - len(state.rungs))))
+            state.rungs[line.frame] = line.rung + 1
         elif isinstance(line, BegunLine):
             # A segment that was begun again has none of the former one's parts.
             state.parts = {place: part for place, part in state.parts.items() if place[0] != line.segment}

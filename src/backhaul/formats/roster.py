@@ -29,6 +29,7 @@ SETTINGS = (
     "parity",
     "slow",
     "max-hold",
+    "receipt-wait",
     "spool",
     "spool-size",
     "memory",

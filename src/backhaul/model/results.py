@@ -51,13 +51,24 @@ class PushedStream(msgspec.Struct, frozen=True, kw_only=True):
     seconds: float
 
 
+class CompressionUse(msgspec.Struct, frozen=True, kw_only=True):
+    """How ``--compress auto`` has spent its time.
+
+    ``rungs`` are the frames at each rung of its ladder, from fast to dense; ``passed`` those that did not compress.
+    """
+
+    setting: str
+    rungs: tuple[int, ...]
+    passed: int
+
+
 class PushResult(msgspec.Struct, frozen=True, kw_only=True):
     """A push that ended with at least its required destinations committed.
 
     ``stream`` and ``raw_blake3`` are those of a single stream, None where there are several; ``source`` is what was
     backed up, where that is known.
     ``recipients`` are the key ids that it is encrypted for; ``remark`` says what its operator may want to know, or is
-    None. ``fan_out`` is what became of the receivers, where there were any.
+    None. ``fan_out`` is what became of the receivers, where there were any. ``compression`` is there with ``auto``.
     """
 
     id: str
@@ -76,6 +87,7 @@ class PushResult(msgspec.Struct, frozen=True, kw_only=True):
     recipients: tuple[str, ...] = ()
     remark: str | None = None
     fan_out: FanOutResult | None = None
+    compression: CompressionUse | None = None
 
     @property
     def complete(self) -> bool:

@@ -11,6 +11,7 @@ import contextlib
 import hmac
 import os
 import socket
+import struct
 import threading
 import time
 from collections.abc import Callable
@@ -31,6 +32,8 @@ _OPENING = 5.0
 # Seconds after which whoever takes nothing is looked at again; whether it is dead others decide, who see more.
 _LOOK = 0.5
 _PROOF = 32
+# ``_LOOK`` as a struct timeval.
+_KERNEL_LOOK = struct.pack("@ll", int(_LOOK), int(_LOOK % 1 * 1e6))
 
 
 def _proof(key: bytes, role: bytes, hello: bytes, nonce: bytes, number: int) -> bytes:
@@ -132,7 +135,9 @@ class Feeder:
 
     def _pass_on(self, connection: socket.socket, reader: Reader) -> None:
         connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-        connection.settimeout(_LOOK)
+        # The kernel waits, not Python: a chunk is one call, and the interpreter is not woken for every piece that fits.
+        connection.settimeout(None)
+        connection.setsockopt(socket.SOL_SOCKET, socket.SO_SNDTIMEO, _KERNEL_LOOK)
         number = reader.position
         while not self._stopped and (self._until is None or number <= self._until):
             if not self._log.wait(number, _LOOK):
@@ -141,7 +146,7 @@ class Feeder:
                 continue
             view = memoryview(self._take(number))
             while view and not self._stopped:
-                with contextlib.suppress(TimeoutError):
+                with contextlib.suppress(BlockingIOError):
                     count = connection.send(view)
                     self.sent += count
                     view = view[count:]
@@ -262,17 +267,21 @@ class Intake:
 
     def _read(self, connection: socket.socket) -> None:
         connection.settimeout(None)
+        # (What has come by then counts: over a slow line a chunk takes longer than a link that brings nothing may.)
+        connection.setsockopt(socket.SOL_SOCKET, socket.SO_RCVTIMEO, _KERNEL_LOOK)
         while not self._stopped:
             header = self._opener.header(_exactly(connection, HEADER_SIZE))
             data = self._recycler.take(header.size)
             data[:HEADER_SIZE] = chunk.encode_header(header)
             view = memoryview(data)[HEADER_SIZE:]
             while view:
-                count = connection.recv_into(view)
-                if not count:
-                    return
-                self.received += count
-                view = view[count:]
+                # The whole chunk by one call, if nothing breaks: waiting for each piece is the kernel's work.
+                with contextlib.suppress(BlockingIOError):
+                    count = connection.recv_into(view, 0, socket.MSG_WAITALL)
+                    if not count:
+                        return
+                    self.received += count
+                    view = view[count:]
             body = self._opener.open(header, data)
             with self._taking:
                 if self._current is not connection:
@@ -281,14 +290,17 @@ class Intake:
 
 
 def _exactly(connection: socket.socket, size: int) -> bytes:
-    """Read so many bytes; all of them within the time that the connection allows for one read."""
+    """Read so many bytes; all of them within the time that the connection allows for one read, if it bounds that."""
     patience = connection.gettimeout()
     deadline = time.monotonic() + patience if patience is not None else None
     data = b""
     while len(data) < size:
         if deadline is not None and time.monotonic() > deadline:
             raise TimeoutError
-        piece = connection.recv(size - len(data))
+        try:
+            piece = connection.recv(size - len(data))
+        except BlockingIOError:
+            continue  # the kernel's look: a link may be silent for as long as the dump is
         if not piece:
             raise OSError("it has closed the link")
         data += piece

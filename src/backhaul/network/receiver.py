@@ -17,7 +17,7 @@ from backhaul.formats import chunk
 from backhaul.formats import fan_out_messages as messages
 from backhaul.formats.chunk import Header
 from backhaul.formats.fan_out_messages import Bye, FromStore, LinkDown, Offer, Probed, Ready, Route, Signed, Status
-from backhaul.model.fan_out import Abort, Member, Receipt
+from backhaul.model.fan_out import Abort, Member, Receipt, ReceivedStream
 from backhaul.network.control import ConnectionLostError, Control
 from backhaul.network.links import Feeder, Intake
 from backhaul.network.multicast_receiver import MulticastReceiver
@@ -39,7 +39,17 @@ class SessionLostError(Exception):
 
 
 class FromStoreError(Exception):
-    """The stream is to be had from a store: the reference is the text."""
+    """The stream is to be had from a store.
+
+    Args:
+        reference: of the backup: SERIES@ID.
+        streams: what was sent, and what the backup has to be.
+    """
+
+    def __init__(self, reference: str, streams: tuple[ReceivedStream, ...]) -> None:
+        super().__init__(reference)
+        self.reference = reference
+        self.streams = streams
 
 
 class ReceiverSession:
@@ -60,6 +70,8 @@ class ReceiverSession:
         self.log = log
         self.offer = offer
         self.failure: str | None = None
+        # Why the sender did not take the receipt for one of what it sent, or empty.
+        self.rejected = ""
         self._control = control
         self._opener = Opener(self.keys, recycler.take)
         self._reader = log.reader("consumer", 0)
@@ -68,7 +80,7 @@ class ReceiverSession:
         self._passed_on = 0
         self._lost: str | None = None
         self._lost_at = 0.0
-        self._reference: str | None = None
+        self._stored: FromStore | None = None
         self._goodbye = False
         self._whole = False
         self._dismissed = threading.Event()
@@ -215,12 +227,14 @@ class ReceiverSession:
                 self.fail(f"the sender has given up: {chunk.decode_body(bytes(body), Abort).reason}")
         elif isinstance(message, FromStore):
             with self.log.condition:
-                self._reference = message.reference
+                self._stored = message
                 self.log.condition.notify_all()
         elif isinstance(message, Probed):
             self._say(self._ready(self._count_probes(message.count)))
         elif isinstance(message, Bye):
-            if message.reason:
+            if message.rejected:
+                self.rejected = message.reason
+            elif message.reason:
                 self.fail(f"the sender has let go of this host: {message.reason}")
             self._goodbye = not message.reason
             self._dismissed.set()
@@ -335,8 +349,8 @@ class ReceiverSession:
         """Raise if nothing more is to be hoped for."""
         if self.failure is not None:
             raise SessionLostError(self.failure)
-        if self._reference is not None:
-            raise FromStoreError(self._reference)
+        if self._stored is not None:
+            raise FromStoreError(self._stored.reference, self._stored.streams)
         if self._lost is not None and not self._whole:
             # Others may have all of it, and still pass it on; but nobody mends the chain any more.
             alone = self._intake.upstream is None

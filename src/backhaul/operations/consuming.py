@@ -256,6 +256,7 @@ class RestoreConsumer:
         self.target = target
         self._group = group
         self._whole = False
+        self._done = 0
         self._by_name = {sink.name: sink for sink in self.sinks}
         assert start.source is not None
         target.check(start.source, [_record(stream.name, stream.part) for stream in start.streams])
@@ -272,17 +273,18 @@ class RestoreConsumer:
         ]
 
         def run() -> None:
+            begun = 0
             for number, phase in enumerate(phases):
                 if rows and number > rows[-1]:
                     with group.condition:
                         group.wait_for(lambda: self._whole)
                 phase.before()
-                threads = [
+                for step in phase.steps:
                     group.start(self._step(self._by_name[step.stream], step.make), f"into-{step.stream}")
-                    for step in phase.steps
-                ]
+                begun += len(phase.steps)
+                # (Not until its threads have ended: nobody is notified of that.)
                 with group.condition:
-                    group.wait_for(lambda threads=threads: not any(t.is_alive() for t in threads))  # type: ignore[misc]
+                    group.wait_for(lambda begun=begun: self._done == begun)  # type: ignore[misc]
 
         group.start(run, "restore")
         for sink in self.sinks:
@@ -308,6 +310,9 @@ class RestoreConsumer:
             except BaseException:
                 target.abort()
                 raise
+            with self._group.condition:
+                self._done += 1
+                self._group.condition.notify_all()
 
         return work
 

@@ -48,6 +48,7 @@ from backhaul.operations.progress import DestinationProgress
 from backhaul.pipeline.spool import Spool
 from backhaul.pipeline.supervisor import StoppedError, Supervisor
 from backhaul.pipeline.tee import AbandonedError, PieceQueue
+from backhaul.planning.compression_level import Line
 from backhaul.stores.base import PartRules, Store
 from backhaul.stores.multipart import Segment, StreamWriter
 from backhaul.stores.retry import RetryPolicy
@@ -73,6 +74,13 @@ class Delivery:
         self.objects: tuple[Segment, ...] = ()
         self._keys: tuple[str, ...] = ()
         self._hedges = 0
+
+    def line(self) -> Line:
+        """Return what has gone out so far, and what waits here to."""
+        writer = self.writer
+        held, room = writer.backlog() if writer is not None else (0, 0)
+        held += self.queue.held
+        return Line(gone=self.queue.put_bytes - held, held=held, room=self.queue.room and self.queue.room + room)
 
     @property
     def keys(self) -> tuple[str, ...]:

@@ -48,7 +48,7 @@ def doctor(text: str, *, on_finding: Callable[[Diagnosis], None] = lambda diagno
     sent = 0
     left: list[str] = []
     if location.kind == "s3":
-        from backhaul.stores.s3.probe import S3Probe  # boto3 takes a while to load
+        from backhaul.stores.s3.probe import S3Probe  # botocore takes a while to load
         from backhaul.stores.s3.store import S3Store
 
         store = S3Store(location)

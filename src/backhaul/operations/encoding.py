@@ -6,7 +6,9 @@ that it ended.
 
 from __future__ import annotations
 
+import itertools
 import os
+import time
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future
 
@@ -16,6 +18,7 @@ from backhaul.errors import SourceError
 from backhaul.formats import seekable
 from backhaul.model.manifest import ProducerRecord, RawBytes, SeekTablePosition, StoredBytes
 from backhaul.operations import memory
+from backhaul.operations.leveling import StreamLevels
 from backhaul.operations.progress import StreamProgress
 from backhaul.pipeline.buffers import BufferPool
 from backhaul.pipeline.ordered_map import OrderedMap
@@ -29,7 +32,7 @@ from backhaul.transforms.encrypt import StreamKey
 MARKER_WINDOW = 4 << 10
 HEAD_SIZE = 64
 # What is passed on uncompressed is read in blocks that stay in the processor's cache until they are sealed.
-_PASSED_BLOCK = 512 << 10
+_PASSED_BLOCK = 1 << 20
 
 
 class Transcript(msgspec.Struct, frozen=True):
@@ -48,6 +51,7 @@ class Transcript(msgspec.Struct, frozen=True):
 
 
 class _Block(msgspec.Struct, frozen=True):
+    number: int
     buffer: memoryview
     size: int
 
@@ -74,6 +78,7 @@ class StreamEncoder:
         on_settled: told when the transcript is there, before the stream's takers are told of its end.
         tap: given every frame as it is made, unsealed, with its raw size; it may wait, and keeps nothing of it. None
             for nobody.
+        levels: what the frames are compressed at, for the setting ``auto``; None for the fastest way always.
         stored: whether anybody stores the stream: else nothing of what would be stored is made or hashed.
     """
 
@@ -90,10 +95,12 @@ class StreamEncoder:
         key: StreamKey | None = None,
         on_settled: Callable[[], None] = lambda: None,
         tap: Callable[[bytes | memoryview, int], None] | None = None,
+        levels: StreamLevels | None = None,
         stored: bool = True,
     ) -> None:
         self._on_settled = on_settled
         self._tap = tap
+        self._levels = levels if setting == compress.AUTO else None
         self._stored = stored
         self.transcript: Future[Transcript] = Future()
         self._group = group
@@ -124,9 +131,11 @@ class StreamEncoder:
 
         def make_worker() -> Callable[[_Block], _Frame]:
             compressor = compress.FrameCompressor(self._setting)
+            if self._levels is not None:
+                self._levels.leveling.worker()
 
             def work(block: _Block) -> _Frame:
-                stored = compressor.compress(block.buffer[: block.size])
+                stored = self._compressed(compressor, block)
                 pool.give(block.buffer)
                 return _Frame(stored, block.size)
 
@@ -139,6 +148,25 @@ class StreamEncoder:
         if self._key is not None and self._stored:
             pieces = self._sealed(pieces, self._key)
         self._group.start(lambda: self._assemble(pieces, tee), "assemble")
+
+    def _compressed(self, compressor: compress.FrameCompressor, block: _Block) -> bytes:
+        """Return a block's frame, at the rung that suits the time, and tell how it went."""
+        view = block.buffer[: block.size]
+        levels = self._levels
+        if levels is None:
+            return compressor.compress(view)
+        rung = 0
+
+        def choose() -> int:
+            nonlocal rung
+            rung = levels.choose(block.number)
+            return rung
+
+        began, before = time.monotonic(), time.thread_time()
+        stored = compressor.compress(view, choose)
+        cpu, wall = time.thread_time() - before, time.monotonic() - began
+        levels.leveling.made(None if compressor.passed else rung, block.size, len(stored), cpu, wall)
+        return stored
 
     def _pass_through(self, tee: Tee) -> None:
         """Hand on what is neither compressed nor stored, as it is read: in one thread, out of one buffer."""
@@ -171,14 +199,19 @@ class StreamEncoder:
 
     def _blocks(self, pool: BufferPool) -> Iterator[_Block]:
         """Read the stream in blocks; its end is only its end when the producer says so too."""
-        while True:
+        for number in itertools.count():
             buffer = pool.take()
+            began = time.monotonic()
             size = self._fill(buffer)
+            if self._levels is not None and size:
+                self._levels.read(size, time.monotonic() - began)
             if size:
                 self._take_note(buffer[:size])
-                yield _Block(buffer, size)
+                yield _Block(number, buffer, size)
             if size < len(buffer):
                 break
+        if self._levels is not None:
+            self._levels.ended()
         self._producer = self._checked_producer()
 
     def _checked_producer(self) -> ProducerRecord:

@@ -31,13 +31,15 @@ from backhaul.model.fan_out import (
 from backhaul.model.manifest import SourceRecord
 from backhaul.network.credentials import Credentials
 from backhaul.network.gathering import Gathering, listen
-from backhaul.network.sender import NobodyLeftError, SenderSession, SessionOptions
+from backhaul.network.participants import SessionOptions
+from backhaul.network.sender import NobodyLeftError, SenderSession
 from backhaul.operations import memory
 from backhaul.operations.encoding import Transcript
 from backhaul.operations.spooling import spool_space
 from backhaul.pipeline.chunk_log import ChunkLog, LogClosedError
 from backhaul.pipeline.recycler import Recycler
 from backhaul.planning import roster
+from backhaul.planning.compression_level import Line
 from backhaul.sources.base import NamedStream
 
 DEFAULT_MEMORY = 256 << 20
@@ -45,7 +47,9 @@ DEFAULT_SPOOL_SIZE = 100 * 10**9
 DEFAULT_MAX_WAIT = 600.0
 DEFAULT_MAX_HOLD = 600.0
 # Pieces that did not compress are cut into chunks of this size: they fit the processor's cache on their way.
-_PLAIN_CHUNK = 512 << 10
+_PLAIN_CHUNK = 1 << 20
+# The log holds far more than keeps a network busy: with so much waiting the receivers are what all wait for.
+_WAITING = 64 << 20
 _LOOK = 0.2
 _EXPIRES_SOON = dt.timedelta(days=30)
 
@@ -72,6 +76,7 @@ class FanOutOptions(msgspec.Struct, frozen=True, kw_only=True):
         memory: bytes of chunks to keep.
         slow: ``throttle`` or ``drop``.
         max_hold: seconds in all for which the dump may wait for receivers.
+        receipt_wait: seconds to wait for receipts once all was sent; None for as long as the receivers are there.
     """
 
     hosts: tuple[Host, ...] = ()
@@ -92,6 +97,7 @@ class FanOutOptions(msgspec.Struct, frozen=True, kw_only=True):
     memory: int = DEFAULT_MEMORY
     slow: str = "throttle"
     max_hold: float = DEFAULT_MAX_HOLD
+    receipt_wait: float | None = None
 
 
 class FanOut:
@@ -132,6 +138,14 @@ class FanOut:
     def held_seconds(self) -> float:
         """For how long the dump has waited for receivers so far."""
         return self.session.log.held_seconds if self.session is not None else 0.0
+
+    def line(self) -> Line:
+        """Return what has gone to the receivers so far, and what waits to, for who is the slowest."""
+        if self.session is None or self.failure is not None:
+            return Line(gone=0, held=0, room=0)
+        appended = self.session.log.appended
+        held, room = self.session.log.backlog()
+        return Line(gone=appended - held, held=held, room=min(room, _WAITING))
 
     def overview(self) -> list[tuple[str, str, str]]:
         """Return each receiver's name, its state, and where it is, for people."""
@@ -347,7 +361,7 @@ class FanOut:
             session.send_to_store_readers(reference)
         else:
             session.no_store("the backup did not get into the store")
-        session.wait_for_receipts(lambda: sleep(0.0))
+        session.wait_for_receipts(lambda: sleep(0.0), self.options.receipt_wait)
         complete = sum(fate.state == COMPLETE for fate in self._fates())
         if complete < self._required:
             self.failure = self._error("")

@@ -21,7 +21,7 @@ from blake3 import blake3
 
 from backhaul.errors import ConfigurationError, LockBusyError, ObjectNotFoundError, PreconditionError
 from backhaul.formats import journal as format_
-from backhaul.formats.journal import BegunLine, ClaimLine, Header, JournalState, PartLine
+from backhaul.formats.journal import BegunLine, ClaimLine, Header, JournalState, PartLine, RungLine
 from backhaul.model.claim import Claim
 from backhaul.model.objects import StoredObject, Upload, UploadedPart
 from backhaul.operations.kept_key import KeptKey
@@ -79,7 +79,10 @@ class UploadJournal:
         self._descriptor = -1
         try:
             self._descriptor = self._open(path, text or series)
-            self.state = format_.decode(self._path.read_bytes())
+            content = self._path.read_bytes()
+            self.state = format_.decode(content)
+            # Whether its end was lost: then it may have said more.
+            self.torn = self.state is not None and self.state.length < len(content)
             if self.state is not None:
                 # A line that is torn would hide those that are written behind it.
                 os.ftruncate(self._descriptor, self.state.length)
@@ -125,6 +128,7 @@ class UploadJournal:
         The key of an encrypted stream is kept beside it, as far as that is possible (``operations.kept_key``).
         """
         self._kept_key.drop()
+        self.torn = False
         if key is not None:
             self._kept_key.keep(header.backup, key)
         self.state = JournalState(header=header, length=0, claims=[header.claim], uploads={}, parts={})
@@ -191,6 +195,19 @@ class UploadJournal:
                 os.close(self._descriptor)
             self._descriptor = -1
 
+    def chosen(self, frame: int, rung: int) -> None:
+        """Note the rung of a frame, before anything of it is there to be sent; noted already, it is not again.
+
+        A later run has to make the same frames again. Without the line that costs bytes, and of an encrypted stream its
+        key: under one key a chunk is sealed once. So the key is not kept any more then, and that run begins anew.
+        """
+        assert self.state is not None
+        known = self.state.rungs
+        if frame < len(known) and known[frame] == rung + 1:
+            return
+        if not self._append(RungLine(frame=frame, rung=rung)):
+            self._kept_key.drop()
+
     # -- as a ledger -------------------------------------------------------------------------------------
 
     def upload(self, segment: int, key: str) -> Upload | None:
@@ -235,11 +252,17 @@ class UploadJournal:
             )
         )
 
-    def _append(self, line: format_.Line, *, durable: bool = False) -> None:
-        """Add a line. A part's line that can't be written costs only that the part may be sent again."""
+    def _append(self, line: format_.Line, *, durable: bool = False) -> bool:
+        """Add a line; tell whether that went well. A part's line that is lost costs only that the part is sent again.
+
+        Once it is closed nothing is sent any more that the next run would have to know of.
+
+        Raises:
+            ConfigurationError: it could not be written, and has to be there even after a power cut (``durable``).
+        """
         with self._lock:
             if self._descriptor < 0:
-                return
+                return True
             try:
                 text = format_.encode_line(line)
                 end = os.fstat(self._descriptor).st_size
@@ -256,6 +279,8 @@ class UploadJournal:
                         error.strerror or str(error),
                         f"Make room on its disk, or name another directory with {STATE_VARIABLE}.",
                     ) from error
+                return False
+            return True
 
 
 def same_upload(state: JournalState, header: Header) -> bool:

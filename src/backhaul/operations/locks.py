@@ -9,6 +9,9 @@ from collections.abc import Iterator
 
 from backhaul.errors import ConfigurationError, LockBusyError
 
+# Linux has no process id above 4194304.
+_PID_WIDTH = 7
+
 
 @contextlib.contextmanager
 def locked(path: str, todo: str = "Make its directory writable.", what: str = "") -> Iterator[None]:
@@ -38,8 +41,10 @@ def locked(path: str, todo: str = "Make its directory writable.", what: str = ""
                 "Wait for it to end." if what else "Wait for it to end; what it does must not run beside this.",
             ) from error
         with contextlib.suppress(OSError):
-            os.ftruncate(descriptor, 0)
-            os.pwrite(descriptor, f"{os.getpid()}\n".encode(), 0)
+            # (Of one length, and never cut to nothing: some file systems write a file out at once that was.)
+            content = f"{os.getpid():<{_PID_WIDTH}}\n".encode()
+            os.pwrite(descriptor, content, 0)
+            os.ftruncate(descriptor, len(content))
         yield
     finally:
         os.close(descriptor)

@@ -1,6 +1,6 @@
 """The memory formula: what a push or a pull may use at most, term by term, from the numbers that set it.
 
-Python, boto3 and their like take ``BASE``; everything else is buffers with a fixed number and size.
+Python, botocore and their like take ``BASE``; everything else is buffers with a fixed number and size.
 ``--json`` prints the terms and their sum; tests hold real runs to it.
 """
 
@@ -25,17 +25,17 @@ BASE = 110 << 20
 QUEUE_BYTES = 16 << 20
 # One range of a pull: what one request fetches (two frames that did not compress), and what that may decode to.
 RANGE_STORED = 9 << 20
-RANGE_RAW = 32 << 20
+RANGE_RAW = 16 << 20
 
 
 _M_TRIM_THRESHOLD = -1
 _M_MMAP_THRESHOLD = -3
-_MMAP_THRESHOLD = 1 << 20
-_TRIM_THRESHOLD = 4 << 20
+_MMAP_THRESHOLD = 2 << 20
+_TRIM_THRESHOLD = 8 << 20
 
 
 def settle_allocator() -> None:
-    """Have glibc take every piece of a megabyte or more from the kernel, and give it back when it is freed.
+    """Have glibc take every piece of two megabytes or more from the kernel, and give it back when it is freed.
 
     By itself glibc moves that threshold up as it goes, keeps large pieces in per-thread heaps, and, since a
     frame is allocated at its largest and then shrunk, fragments them: 10 GB of dump took 550 MB instead of

@@ -117,6 +117,15 @@ def pull(
 def deliver(stream: StoredStream, target: Target, group: Supervisor, workers: int, progress: PullProgress) -> None:
     """Bring a whole stream into a target, which gets its end once the hash of everything was compared.
 
+    Raises as ``feed`` does.
+    """
+    feed(stream, target, group, workers, progress)
+    target.commit()
+
+
+def feed(stream: StoredStream, target: Target, group: Supervisor, workers: int, progress: PullProgress) -> None:
+    """Start a target and give it the whole stream, whose hash was compared then, but not yet its end.
+
     Whoever calls is inside the group's block, and aborts the target if this raises.
 
     Raises:
@@ -131,7 +140,6 @@ def deliver(stream: StoredStream, target: Target, group: Supervisor, workers: in
         target.write(data)
         progress.delivered(len(data))
     stream.check_raw(digest.size, digest.blake3)
-    target.commit()
 
 
 def decoded(
@@ -183,7 +191,9 @@ def decoded(
 
         return work
 
-    for taken, kept in OrderedMap(group, ranges(), make_worker, workers=workers, window=window, name="fetch"):
+    # No more than there is to fetch: each has memory of its own, which a short stream would make in vain.
+    busy = min(workers, max(len(parts), 1))
+    for taken, kept in OrderedMap(group, ranges(), make_worker, workers=busy, window=window, name="fetch"):
         if on_stored is not None and kept is not None and stored_pool is not None:
             offset, length = stream.span(taken.part.offset, taken.part.length)
             on_stored(offset, kept[:length])

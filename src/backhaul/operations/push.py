@@ -25,6 +25,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future
+from typing import TYPE_CHECKING
 
 import msgspec
 
@@ -33,20 +34,16 @@ from backhaul.errors import (
     BackhaulError,
     ConfigurationError,
     FailedError,
-    PreconditionError,
     StoreStalledError,
     StoreUnavailableError,
     UsageError,
 )
 from backhaul.formats import age, names
-from backhaul.formats import journal as journal_format
 from backhaul.formats import manifest as manifest_format
 from backhaul.formats.age_keys import is_secret, key_id
 from backhaul.formats.ciphertext import encrypted_as
-from backhaul.formats.journal import Header
 from backhaul.formats.redaction import redact_identities
 from backhaul.formats.timetable import Timetable
-from backhaul.model.claim import Claim
 from backhaul.model.location import Location
 from backhaul.model.manifest import (
     DATA,
@@ -64,13 +61,14 @@ from backhaul.model.manifest import (
 from backhaul.model.memory import MemoryBound
 from backhaul.model.objects import StoredObject
 from backhaul.model.results import PushedStream, PushResult
-from backhaul.operations import memory, series
-from backhaul.operations.destination import CLEANUP_PATIENCE, REWRITTEN, Delivery, Destination, StoredStreams
+from backhaul.operations import memory
+from backhaul.operations.beginning import Beginning
+from backhaul.operations.destination import CLEANUP_PATIENCE, Delivery, Destination, StoredStreams
 from backhaul.operations.encoding import StreamEncoder, Transcript
 from backhaul.operations.encryption import authenticated, fresh_key, recipients_of
-from backhaul.operations.fan_out import FanOut
-from backhaul.operations.journal import UploadJournal, machine, same_upload
+from backhaul.operations.journal import UploadJournal
 from backhaul.operations.kept_key import drop_everywhere
+from backhaul.operations.leveling import Leveling, StreamLevels
 from backhaul.operations.pacing import rate_limit
 from backhaul.operations.places import place_of, series_at
 from backhaul.operations.progress import PushProgress, StreamProgress
@@ -88,13 +86,14 @@ from backhaul.transforms import compress
 from backhaul.transforms.digest import encode_crc64nvme
 from backhaul.transforms.encrypt import StreamKey
 
+if TYPE_CHECKING:
+    from backhaul.operations.fan_out import FanOut  # the network and its keys take 100 ms to load
+
 # At the start nothing is lost yet by failing: say soon that nobody is there.
 START_PATIENCE = 3.0
 EARLY_PATIENCE = 60.0
 _STALL_MARGIN = 300.0
 DEFAULT_SPOOL_SIZE = 20 * 10**9
-_MAX_ID_TRIES = 120
-
 
 # Words of a command line that were meant for --encrypt-to.
 _KEY_BEGINNINGS = ("age1", "ssh-ed25519 ", "ssh-rsa ")
@@ -204,6 +203,7 @@ class _OutgoingStream:
         self.encoder: StreamEncoder | None = None
         self.deliveries = 0
         self.settled = False
+        self.detach: list[Callable[[], None]] = []
 
     @property
     def transcript(self) -> Transcript:
@@ -240,7 +240,7 @@ class _Push:
         self.group = Supervisor("push")
         self.codec = compress.codec_name(setting)
         self.recipients = recipients_of(options.encrypt_to)
-        self.key = fresh_key(self.recipients)
+        key = fresh_key(self.recipients)
         self.streams: list[_OutgoingStream] = []
         self.begin_lock = threading.Lock()
         self.record: Future[SourceRecord | None] = Future()
@@ -258,6 +258,25 @@ class _Push:
             if journal is not None:
                 stack.callback(journal.close)
             self.destinations.append(Destination(location, store, policy, journal, place=place_of(location)))
+        journals = [d for d in self.destinations if d.journal is not None and not d.rewritten]
+        # What is encrypted and may be gone on with is made at one rung, always: its key outlives the run, at several
+        # destinations, and other frames sealed under it would give away both.
+        one_rung = key is not None and self.identity is not None
+        self.leveling = (
+            Leveling(self.workers, memory.push_window(self.workers), resumable=bool(journals))
+            if setting == compress.AUTO and not one_rung
+            else None
+        )
+        self.beginning = Beginning(
+            self.destinations,
+            identity=self.identity,
+            stream=options.name,
+            codec=self.codec,
+            setting=setting,
+            recipients=self.recipients,
+            key=key,
+            now=now,
+        )
         progress.destinations = [destination.progress for destination in self.destinations]
         progress.fan_out = fan_out
 
@@ -272,8 +291,12 @@ class _Push:
             raise
 
     @property
+    def id(self) -> str:
+        return self.beginning.id
+
+    @property
     def living(self) -> list[Destination]:
-        return [destination for destination in self.destinations if destination.failure is None]
+        return self.beginning.living
 
     def run(self) -> PushResult:
         clock = time.monotonic()
@@ -281,8 +304,9 @@ class _Push:
             if self.fan_out is not None:
                 self._gather(self.fan_out)
                 clock = time.monotonic()  # (the waiting for receivers is not the push's time)
-            self.started = self._resume() or self._claim()
-            self._plan()
+            # Receivers count as one; those who have given up already do not.
+            received = self.fan_out is not None and self.fan_out.failure is None
+            self.started = self.beginning.begin(self.required - received)
             with self.group:
                 self._open_streams()
                 self._wire()
@@ -321,129 +345,6 @@ class _Push:
             None,
         )
 
-    # -- step 1: the claim, or an interrupted run's ------------------------------------------------------
-
-    def _header(self, destination: Destination, backup: str, claim: Claim) -> Header:
-        """Return what the journal has to say for this run to be resumed."""
-        assert self.identity is not None
-        return Header(
-            version=journal_format.VERSION,
-            machine=machine(),
-            series=destination.place,
-            write=destination.write,
-            backup=backup,
-            stream=self.options.name,
-            codec=self.codec,
-            setting=self.setting,
-            frame_size=compress.FRAME_SIZE,
-            layout=destination.store.parts(self._at_most()).layout,
-            source=self.identity,
-            claim=claim,
-            recipients=tuple(key_id(recipient.text) for recipient in self.recipients),
-            writer=f"backhaul {version.VERSION}, {compress.WRITER}",
-        )
-
-    def _at_most(self) -> int | None:
-        """Return the stored bytes that the stream certainly does not exceed, where its length is known."""
-        if self.identity is None:
-            return None
-        return memory.most_stored(self.identity.size, len(self.key.header) if self.key is not None else 0)
-
-    def _resume(self) -> dt.datetime | None:
-        """Take over the backup that an interrupted push of this very file has begun, where there is one.
-
-        Returns:
-            Its start, or None if there is nothing to resume.
-        """
-        if self.identity is None:
-            return None
-        claim = series.new_claim(self.now())
-        begun: dict[str, StreamKey | None] = {}
-        for destination in self.destinations:
-            journal = destination.journal
-            if journal is None or journal.state is None:
-                continue
-            try:
-                key = journal.recall_key() if self.key is not None else None
-                if not same_upload(journal.state, self._header(destination, "", claim)):
-                    destination.remark = "the file or the settings have changed since an interrupted push: begun anew"
-                    destination.forsake()
-                elif self.key is not None and key is None:
-                    destination.remark = (
-                        REWRITTEN if destination.rewritten else "the key of an interrupted push is gone: begun anew"
-                    )
-                    destination.forsake()
-                else:
-                    begun[journal.state.header.backup] = key
-            except BackhaulError as error:
-                self._fail_early(destination, error)
-        if not begun:
-            return None
-        self.id = max(begun)
-        self.key = begun[self.id] or self.key
-        start = names.parse_backup_id(self.id)
-        assert start is not None
-        for destination in self.living:
-            try:
-                if not destination.resume(self.id, self._header(destination, self.id, claim), self.key):
-                    raise PreconditionError(
-                        f"{destination.text}/{self.id} is another run's",
-                        "the interrupted backup can't be gone on with there",
-                        "Wait for that run to end, or for clean to collect it.",
-                    )
-            except BackhaulError as error:
-                self._fail_early(destination, error)
-        if any(destination.needs_stream for destination in self.living):
-            return start
-        # It was committed everywhere before it was interrupted: this is a new one.
-        for destination in self.living:
-            destination.start_over()
-        self.key = fresh_key(self.recipients)
-        return None
-
-    def _fail_early(self, destination: Destination, error: BackhaulError) -> None:
-        destination.fail(error)
-        if len(self.living) < self.required:
-            raise error
-
-    def _claim(self) -> dt.datetime:
-        """Reserve one id in every destination that can be used, and return the start that it stands for."""
-        for _ in range(_MAX_ID_TRIES):
-            start = self.now().replace(microsecond=0)
-            self.id = names.backup_id(start)
-            if self._claim_everywhere(series.new_claim(start)):
-                return start
-            # Another run began in this second. Ids tell seconds apart, so this one begins in the next.
-            time.sleep(1.0 - self.now().microsecond / 1e6)
-        raise FailedError(
-            "No id was free for this backup",
-            f"other runs took {_MAX_ID_TRIES} seconds in a row",
-            "See who else pushes to this series; this host's clock may stand still.",
-        )
-
-    def _claim_everywhere(self, claim: Claim) -> bool:
-        for destination in self.living:
-            try:
-                if destination.journal is not None:  # ahead of what it names: no claim without a record of it
-                    destination.start_journal(self._header(destination, self.id, claim), self.key)
-                taken = destination.take_claim(self.id, claim)
-            except BackhaulError as error:
-                self._fail_early(destination, error)
-                continue
-            if not taken:
-                for other in self.living:
-                    other.give_claim_back()
-                return False
-        return True
-
-    def _plan(self) -> None:
-        """Settle how each destination cuts the stream: before its first byte."""
-        for destination in self.living:
-            try:
-                destination.rules = destination.store.parts(self._at_most())
-            except BackhaulError as error:
-                self._fail_early(destination, error)
-
     # -- step 2: the streams -----------------------------------------------------------------------------
 
     def _open_streams(self) -> None:
@@ -451,7 +352,7 @@ class _Push:
         opened = self.sources.open(self.group)
         for number, stream in enumerate(opened):
             names.check_stream_name(stream.name)
-            key = self.key if number == 0 else fresh_key(self.recipients)
+            key = self.beginning.key if number == 0 else fresh_key(self.recipients)
             self.streams.append(_OutgoingStream(stream, self.codec, key))
         self.progress.streams = [stream.progress for stream in self.streams]
         self.progress.tables.total = self.sources.total_tables
@@ -479,6 +380,8 @@ class _Push:
             self._send(stream)
             with self.group.condition:
                 self.group.wait_for(lambda stream=stream: stream.deliveries == 0)  # type: ignore[misc]
+            for detach in stream.detach:
+                detach()
 
     def _wait_for_definitions(self, stream: _OutgoingStream) -> None:
         """Begin with no rows before the definitions were read: who restores as they come needs those first."""
@@ -533,13 +436,36 @@ class _Push:
             key=stream.key,
             on_settled=functools.partial(self._settled, stream),
             tap=tap,
+            levels=self._levels(deliveries),
             stored=bool(deliveries),
         )
+        stream.detach = self._attach(deliveries)
         stream.deliveries = len(deliveries) + (self.fan_out is not None)
         stream.encoder.start(Tee([delivery.queue for _, delivery in deliveries]))
         for number, (destination, delivery) in enumerate(deliveries):
             work = functools.partial(self._deliver, destination, delivery, stream)
             group.start(work, f"deliver-{stream.name}-{number}")
+
+    def _levels(self, deliveries: Sequence[tuple[Destination, Delivery]]) -> StreamLevels | None:
+        """Return what decides on a stream's frames; with a journal each decision is in it first."""
+        if self.leveling is None:
+            return None
+        journals = [d.journal for d, _ in deliveries if d.journal is not None and not d.rewritten]
+
+        def record(frame: int, rung: int) -> None:
+            for journal in journals:
+                journal.chosen(frame, rung)
+
+        return StreamLevels(self.leveling, self.beginning.recorded, record)
+
+    def _attach(self, deliveries: Sequence[tuple[Destination, Delivery]]) -> list[Callable[[], None]]:
+        """Have the deliveries, and the fan-out, count for the levels; return what ends that."""
+        if self.leveling is None:
+            return []
+        lines = [self.leveling.attach(destination.text, delivery.line) for destination, delivery in deliveries]
+        if self.fan_out is not None:
+            lines.append(self.leveling.attach(self.fan_out.text, self.fan_out.line))
+        return lines
 
     def _settled(self, stream: _OutgoingStream) -> None:
         """A stream has ended well; after the last one the source says what all of them are."""
@@ -698,6 +624,7 @@ class _Push:
             required=self.required,
             memory=self._memory(transcripts),
             peak_memory=memory.peak_memory(),
+            compression=self.leveling.used() if self.leveling is not None else None,
         )
 
     def _memory(self, transcripts: Sequence[Transcript]) -> MemoryBound:
@@ -707,7 +634,7 @@ class _Push:
             [destination.rules for destination in self.destinations if destination.rules is not None],
             max(transcript.stored.size for transcript in transcripts),
             max(transcript.frames for transcript in transcripts),
-            encrypted=self.key is not None,
+            encrypted=bool(self.recipients),
             lanes=self.lanes,
         )
         if self.fan_out is None:
@@ -718,7 +645,7 @@ class _Push:
     def _remark(self) -> str | None:
         heads = [stream.encoder.head for stream in self.streams if stream.encoder is not None]
         kind = next((kind for head in heads if (kind := encrypted_as(head)) is not None), None)
-        if self.key is None or kind is None:
+        if not self.recipients or kind is None:
             return None
         return f"the stream was encrypted already ({kind}): --encrypt-to has done it once more"
 

@@ -19,7 +19,7 @@ from backhaul.errors import BackhaulError, UsageError
 from backhaul.formats.age_keys import Identity
 from backhaul.formats.seekable import SeekTable
 from backhaul.formats.source_url import parse_source_url
-from backhaul.model.manifest import SourceRecord, StreamRecord
+from backhaul.model.manifest import Manifest, SourceRecord, StreamRecord
 from backhaul.model.memory import MemoryBound
 from backhaul.model.results import RestoreResult
 from backhaul.model.source_url import SourceUrl
@@ -68,6 +68,7 @@ def restore(
     *,
     progress: PullProgress | None = None,
     on_error_line: Callable[[bytes], None] | None = None,
+    expected: Manifest | None = None,
 ) -> RestoreResult:
     """Restore a backup into a database or a directory.
 
@@ -77,13 +78,15 @@ def restore(
         options: how to restore.
         progress: counters to keep up to date.
         on_error_line: told the lines of the programs' stderr that are news.
+        expected: the manifest that the backup has to have; None for whichever it has.
 
     Raises:
         UsageError: the URL does not fit what was backed up.
         ConfigurationError: prerequisites are missing, or what is there is not empty; nothing was read.
         BackupNotFoundError: no such backup.
         IdentityError: it is encrypted, and no identity fits.
-        IntegrityError: what is stored is not what was pushed. Nothing stands under the name that was asked for.
+        IntegrityError: what is stored is not what was pushed, or has another manifest. Nothing stands under the name
+            that was asked for.
         TargetError: the server or disk refused. Nothing stands under the name that was asked for.
         StoreError: the store could not be read.
     """
@@ -93,6 +96,8 @@ def restore(
     with contextlib.closing(store):
         backup = series.find_backup(store, when)
         committed = series.read_backup(store, backup)
+        if expected is not None:
+            series.insist_on(expected, committed, f"{location.text}@{backup}")
         source = source_of_backup(committed, location.text)
         target = target_of(parse_source_url(into), source, options, progress, on_error_line)
         run = RestoreRun(store, committed, target, options, progress or PullProgress())

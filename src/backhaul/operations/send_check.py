@@ -14,7 +14,7 @@ from backhaul.formats.fan_out_messages import Hello
 from backhaul.formats.roster import RECEIVER_PORT, Host
 from backhaul.network.credentials import Credentials
 from backhaul.network.gathering import Arrival, Gathering, listen
-from backhaul.operations.receive import LOOKED
+from backhaul.operations.reception import LOOKED
 
 _LOOK = 0.05
 

@@ -130,6 +130,20 @@ def read_backup(store: Store, backup: str) -> CommittedBackup:
         raise IntegrityError(error.what, error.why, error.todo) from error
 
 
+def insist_on(manifest: Manifest, found: CommittedBackup, where: str) -> None:
+    """Let a backup be read only with the manifest that was looked at before.
+
+    Raises:
+        IntegrityError: it has another one.
+    """
+    if found.manifest != manifest:
+        raise IntegrityError(
+            f"{where} is not what it was a moment ago",
+            "another manifest has taken the place of its own",
+            "Nothing of it was read. See who else writes to the series.",
+        )
+
+
 def _read_checked(store: Store, key: str, found: StoredObject, where: str) -> bytearray:
     """Read a small object; once more if it does not fit the checksum that the store has of it."""
     for _ in range(2):

@@ -101,6 +101,7 @@ class ChunkLog:
         self.condition = threading.Condition()
         self.readers: set[Reader] = set()
         self.end = 0
+        self.appended = 0
         self.held_seconds = 0.0
         self.most_spooled = 0
         self._memory = memory
@@ -131,6 +132,14 @@ class ChunkLog:
     def spooled(self) -> int:
         """Bytes on the disk."""
         return self._spooled
+
+    def backlog(self) -> tuple[int, int]:
+        """Return the bytes in memory that some reader has not passed, and how many can wait; 0 if a disk takes more."""
+        with self.condition:
+            lowest = min((reader.position for reader in self.readers), default=self.end)
+            waiting = max(0, self.end - lowest)
+            held = sum(len(entry.chunk) for entry, _ in zip(reversed(self._entries), range(waiting), strict=False))
+            return held, 0 if self._space is not None else self._memory
 
     @property
     def blocked(self) -> tuple[float, tuple[str, ...]]:
@@ -268,6 +277,7 @@ class ChunkLog:
             opened = None
         self._entries.append(_Entry(chunk, opened))
         self._held += len(chunk)
+        self.appended += len(chunk)
         self.end += 1
         self.condition.notify_all()
 

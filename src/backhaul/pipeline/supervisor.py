@@ -17,6 +17,48 @@ class StoppedError(Exception):
     """Raised inside a thread whose supervisor stopped; it carries no news and is never shown."""
 
 
+class _Condition(threading.Condition):
+    """A condition that leaves those asleep for whom nothing has changed.
+
+    A dozen threads wait for one or the other thing under one lock. Were each woken by every change, each frame would
+    cost some hundred switches between threads that look, and sleep again. So whoever changes something asks their
+    predicates, which is cheap, and wakes those that hold.
+    """
+
+    def __init__(self) -> None:
+        self._shared = threading.RLock()
+        super().__init__(self._shared)
+        self._asleep: dict[threading.Condition, Callable[[], bool]] = {}
+
+    def sleep_until(self, predicate: Callable[[], bool]) -> None:
+        """Sleep until somebody notifies and the predicate holds, or ``wake_all`` is called; the lock is held."""
+        own = threading.Condition(self._shared)
+        self._asleep[own] = predicate
+        try:
+            own.wait()
+        finally:
+            self._asleep.pop(own, None)
+
+    def notify_all(self) -> None:
+        """Wake those whose predicate holds now, and all that wait without one."""
+        super().notify_all()
+        for own, predicate in list(self._asleep.items()):
+            try:
+                wake = predicate()
+            except Exception:  # noqa: BLE001 - it is for the one who waits: it asks again, and fails
+                wake = True
+            if wake:
+                own.notify()  # (First: an interrupt between the two must lose nobody.)
+                self._asleep.pop(own, None)
+
+    def wake_all(self) -> None:
+        """Wake everybody, whatever their predicates say."""
+        super().notify_all()
+        for own in self._asleep:
+            own.notify()
+        self._asleep.clear()
+
+
 class Supervisor:
     """A group of threads with one fate.
 
@@ -29,7 +71,7 @@ class Supervisor:
     """
 
     def __init__(self, name: str = "backhaul", *, grace: float = 5.0) -> None:
-        self.condition = threading.Condition()
+        self.condition = _Condition()
         self._name = name
         self._grace = grace
         self._threads: list[threading.Thread] = []
@@ -71,7 +113,7 @@ class Supervisor:
             if not self._stopped:
                 self._failure = failure
             self._stopped = True
-            self.condition.notify_all()
+            self.condition.wake_all()
             if self._stop_writer >= 0:
                 with contextlib.suppress(BlockingIOError):  # full, and so readable already
                     os.write(self._stop_writer, b"\0")
@@ -89,7 +131,7 @@ class Supervisor:
         """
         while not predicate():
             self.check()
-            self.condition.wait()
+            self.condition.sleep_until(predicate)
         self.check()
 
     def sleep(self, seconds: float) -> None:

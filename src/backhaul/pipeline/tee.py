@@ -56,11 +56,22 @@ class PieceQueue:
         self._ended = False
         self._abandoned = False
         self.spooled = 0
+        self.put_bytes = 0
 
     @property
     def abandoned(self) -> bool:
         """Whether the taker gave up, or was given up; pieces put from then on vanish."""
         return self._abandoned
+
+    @property
+    def held(self) -> int:
+        """Bytes that wait in memory."""
+        return self._held
+
+    @property
+    def room(self) -> int:
+        """Most bytes that wait before the putter does; 0 if it does not have to, since a disk takes what is more."""
+        return 0 if self._spool is not None or self._abandoned else self._max_bytes
 
     def moved(self) -> None:
         """Note that the taker gets on, even though it took nothing: it is not stalled."""
@@ -69,6 +80,7 @@ class PieceQueue:
     def put(self, piece: bytes) -> None:
         """Wait for room and add a piece; a no-op once the taker gave up."""
         began = self._clock()
+        self.put_bytes += len(piece)
         while True:
             with self._group.condition:
                 self._group.check()

@@ -109,6 +109,7 @@ class PostgreSQLSource:
         self._unfinished: list[str] = []
         self._started = 0.0
         self._state_of = ""
+        self._group: Supervisor | None = None
 
     @property
     def _whole_server(self) -> bool:
@@ -181,6 +182,7 @@ class PostgreSQLSource:
     def open(self, group: Supervisor) -> Sequence[NamedStream]:
         """See ``SourceSet.open``. Snapshots are taken as each database's first stream starts."""
         assert self._facts is not None and self._dump is not None and self._dump_all is not None
+        self._group = group
         self._started = time.monotonic()
         self._state_of = utc(self._now())
         single = self.parallel == 1 and not self._whole_server
@@ -212,7 +214,13 @@ class PostgreSQLSource:
     def outline(self) -> SourceRecord | None:
         """See ``SourceSet.outline``."""
         # (Of a whole server each database has its own moment, and most are still to come.)
-        return None if self._whole_server else self.finish()
+        if self._whole_server:
+            return None
+        assert self._group is not None
+        for database in self._databases:
+            # The stream that has started may be that of the roles, which is of no state.
+            database.begin(self._group)
+        return self.finish()
 
     def finish(self) -> SourceRecord:
         """See ``SourceSet.finish``."""

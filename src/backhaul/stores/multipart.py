@@ -133,6 +133,7 @@ class StreamWriter:
         self._spare: list[bytearray] = []
         self._buffer: bytearray | None = None
         self._filled = 0
+        self._largest_piece = 0
         self._segments = [_Open(1)]
         self._single: memoryview | None = None
 
@@ -145,6 +146,15 @@ class StreamWriter:
     def hedges(self) -> int:
         """How many parts were tried twice because the first try was slow."""
         return self._sender.hedges
+
+    def backlog(self) -> tuple[int, int]:
+        """Return the bytes that wait here to go out, and how many can before ``write`` waits."""
+        if not self._rules.buffered:
+            return self._sender.backlog, self._sender.limit * self._largest_piece
+        segment = self._segments[-1]
+        part = self._rules.layout.part_size(segment.number, segment.next_part)
+        under_way = max(part, min(self._sender.limit * part, MAX_UNDER_WAY))
+        return self._sender.backlog + self._filled, under_way + part
 
     def throttled(self) -> None:
         """Note that the store asked for fewer requests."""
@@ -174,6 +184,7 @@ class StreamWriter:
             segment = _Open(segment.number + 1)
             self._segments.append(segment)
         segment.size += len(piece)
+        self._largest_piece = max(self._largest_piece, len(piece))
         segment.crc = crc64nvme(piece, segment.crc)
         if not self._rules.buffered:
             self._send(segment, memoryview(piece), None)
@@ -184,7 +195,8 @@ class StreamWriter:
             if self._buffer is None:
                 self._buffer = self._take_buffer(size)
             taken = min(len(rest), size - self._filled)
-            self._buffer[self._filled : self._filled + taken] = rest[:taken]
+            # (Into a view: a byte array would make another one of what it is given, and copy that.)
+            memoryview(self._buffer)[self._filled : self._filled + taken] = rest[:taken]
             self._filled += taken
             rest = rest[taken:]
             if self._filled == size:

@@ -39,7 +39,7 @@ def open_store(
 def bare_store(location: Location) -> Store:
     """Return the store itself, without any wrapper. (Tests put another one in its place.)"""
     if location.kind == "s3":
-        from backhaul.stores.s3.store import S3Store  # boto3 takes a while to load
+        from backhaul.stores.s3.store import S3Store  # botocore takes a while to load
 
         return S3Store(location)
     return LocalStore(location.path)

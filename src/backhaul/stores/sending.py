@@ -144,6 +144,17 @@ class PartSender:
         with self._group.condition:
             self._concurrency.throttled(self._clock())
 
+    @property
+    def backlog(self) -> int:
+        """Bytes of parts that have not gone out yet."""
+        with self._group.condition:
+            return sum(len(job.body) - job.body.reached for job in [*self._running, *self._waiting])
+
+    @property
+    def limit(self) -> int:
+        """How many parts may be under way."""
+        return self._concurrency.limit
+
     def close(self) -> None:
         """Let the threads end; parts that did not begin are dropped, and those under way at their next piece."""
         self._closed.set()

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import functools
 import random
+import threading
 from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
 
@@ -40,21 +42,13 @@ def dump_text(size: int, seed: int = 1) -> Iterator[bytes]:
     """
     footer = _FOOTER[-min(size, len(_FOOTER)) :] if size else b""
     left = size - len(footer)
-    made: list[bytes] = []
-    fresh = _pieces(random.Random(seed))
-    total = 0
-    while left > 0 and total < _UNIQUE:
-        piece = next(fresh)
-        made.append(piece)
-        total += len(piece)
+    text = _text(seed)
+    number = 0
+    while left > 0:
+        piece = text.piece(number)
         yield piece[:left]
         left -= len(piece)
-    while left > 0:
-        for piece in made:
-            if left <= 0:
-                break
-            yield piece[:left]
-            left -= len(piece)
+        number += 1
     yield footer
 
 
@@ -65,6 +59,32 @@ def random_bytes(size: int, seed: int = 1) -> Iterator[bytes]:
         piece = generator.randbytes(min(size, 1 << 20))
         size -= len(piece)
         yield piece
+
+
+class _Text:
+    """The pieces of one seed's text; kept, since making them takes longer than most tests do with them."""
+
+    def __init__(self, seed: int) -> None:
+        self._fresh = _pieces(random.Random(seed))
+        self._made: list[bytes] = []
+        self._size = 0
+        self._lock = threading.Lock()
+
+    def piece(self, number: int) -> bytes:
+        with self._lock:
+            return self._piece(number)
+
+    def _piece(self, number: int) -> bytes:
+        while number >= len(self._made) and self._size < _UNIQUE:
+            piece = next(self._fresh)
+            self._made.append(piece)
+            self._size += len(piece)
+        return self._made[number % len(self._made)]
+
+
+@functools.lru_cache(maxsize=2)
+def _text(seed: int) -> _Text:
+    return _Text(seed)
 
 
 def _pieces(rng: random.Random) -> Iterator[bytes]:

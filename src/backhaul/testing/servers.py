@@ -581,12 +581,12 @@ class MariaDB:
         done = subprocess.run(command, input=statement, capture_output=True, text=True, check=check)
         return done.stdout.strip()
 
-    def dump(self, database: str, *options: str, table: str | None = None) -> str:
+    def dump(self, database: str, *options: str, table: str | None = None) -> bytes:
         """Return a dump of a database, or of one of its tables, without what differs from time to time."""
         command = [self.program("mariadb-dump"), "--no-defaults", "-uroot", f"--socket={self.socket}"]
         command += ["--skip-dump-date", "--skip-comments", "--routines", "--events", "--triggers", *options, database]
         command += [table] if table is not None else []
-        return subprocess.run(command, capture_output=True, check=True).stdout.decode(errors="backslashreplace")
+        return subprocess.run(command, capture_output=True, check=True).stdout
 
     def kill(self) -> None:
         """End the server as a crash would."""

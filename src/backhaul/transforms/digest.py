@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import base64
 
-from awscrt import checksums
 from blake3 import blake3
 
 
@@ -37,11 +36,15 @@ class StreamDigest:
 
 def crc64nvme(data: bytes | bytearray | memoryview, previous: int = 0) -> int:
     """Return the CRC64NVME of ``data``, continuing from that of what came before."""
+    from awscrt import checksums  # takes 40 ms to load: listing a directory does without
+
     return int(checksums.crc64nvme(data, previous))
 
 
 def combine_crc64nvme(first: int, second: int, second_length: int) -> int:
     """Return the CRC64NVME of two pieces joined, from theirs and the second one's length in bytes."""
+    from awscrt import checksums  # (see above)
+
     return int(checksums.combine_crc64nvme(first, second, second_length))
 
 

@@ -29,7 +29,6 @@ from backhaul.operations.mirror.records import Records
 from backhaul.operations.mirror.state import MirrorState
 from backhaul.operations.places import series_at
 from backhaul.operations.progress import MirrorProgress
-from backhaul.operations.series import committed_backups
 from backhaul.pipeline.supervisor import Supervisor
 from backhaul.stores.base import Store
 from backhaul.stores.open import DEFAULT_PATIENCE, open_store
@@ -101,20 +100,6 @@ class MirrorReader:
                 if not entry.gone and _copy_of(entry.key)[0] == self.root:
                     last.pop(self.name(entry), None)  # it is there
         return [last[name] for name in sorted(last)]
-
-
-def is_mirror(location_text: str) -> bool:
-    """Tell whether there is a mirror at a store path."""
-    store = open_store(series_at(location_text))
-    with contextlib.closing(store):
-        return store.stat(catalog.RECORD) is not None
-
-
-def is_series(location_text: str) -> bool:
-    """Tell whether there is a series of backups at a store path."""
-    store = open_store(series_at(location_text))
-    with contextlib.closing(store):
-        return bool(committed_backups(store))
 
 
 def pull_mirror(

@@ -1,1 +1,1 @@
-"""S3 and what speaks its language, through boto3's client."""
+"""S3 and what speaks its language, through botocore's client."""

@@ -1,0 +1,210 @@
+"""The level controller, in a simulated push with recorded frames: what counts is when the last byte has left."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from backhaul.planning.compression_level import LevelController, Line, Prior
+from backhaul.transforms.compress import LADDER
+from tests.unit.compression_simulation import (
+    FRAME,
+    KINDS,
+    TRACES,
+    Frame,
+    Outcome,
+    at_level_one,
+    frames,
+    incompressible,
+    simulate,
+)
+
+PRIORS = [rung.prior for rung in LADDER]
+MB = 1e6
+
+
+def controller(workers: int, *, reserve: float = 1.0) -> LevelController:
+    return LevelController(PRIORS, workers, frame=FRAME, window=2 * workers + 1, reserve=reserve)
+
+
+def stored_at(kind: str, rung: int) -> float:
+    return float(sum(size for _, size in TRACES[kind]["rungs"][rung]) / (4 * FRAME))
+
+
+def cost_at(kind: str, rung: int) -> float:
+    return float(sum(cpu for cpu, _ in TRACES[kind]["rungs"][rung]) / (4 * FRAME))
+
+
+def raw_for(kind: str, seconds: float, line: float, workers: int) -> int:
+    """Return raw bytes that take about so long at the fastest rung."""
+    return int(seconds * min(line / stored_at(kind, 0), workers / cost_at(kind, 0), 1e9))
+
+
+def fixed(kind: str, raw: int, rung: int, workers: int, line: float) -> float:
+    return simulate(frames(kind, raw), lambda: rung, workers=workers, line=line, source=1e9).seconds
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("workers", [2, 16])
+@pytest.mark.parametrize("line", [10 * MB, 25 * MB, 100 * MB])
+def test_within_three_percent_of_the_best_fixed_rung(kind: str, workers: int, line: float) -> None:
+    raw = raw_for(kind, 60, line, workers)
+    auto = simulate(frames(kind, raw), controller(workers), workers=workers, line=line, source=1e9).seconds
+    # (Rungs that the cores would take more than twice as long for than the line takes at the fastest need no trial.)
+    tried = [rung for rung in range(len(LADDER)) if raw * cost_at(kind, rung) / workers < 120]
+    best = min(fixed(kind, raw, rung, workers, line) for rung in tried)
+    assert auto <= 1.03 * best
+
+
+@pytest.mark.parametrize(("workers", "line", "kind"), [
+    (2, 10 * MB, "log"), (2, 25 * MB, "log"), (16, 10 * MB, "log"), (16, 25 * MB, "log"), (16, 100 * MB, "log"),
+    (16, 10 * MB, "copy"), (16, 25 * MB, "copy"), (64, 100 * MB, "copy"),
+])  # fmt: skip
+def test_sooner_than_level_one_where_cores_are_idle(workers: int, line: float, kind: str) -> None:
+    raw = raw_for(kind, 60, line, workers)
+    auto = simulate(frames(kind, raw), controller(workers), workers=workers, line=line, source=1e9).seconds
+    one = simulate(at_level_one(kind, raw), lambda: 0, workers=workers, line=line, source=1e9).seconds
+    assert auto <= 0.85 * one
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("workers", [1, 2, 16])
+@pytest.mark.parametrize("source", [100 * MB, 1e9])
+def test_no_later_on_an_unlimited_line(kind: str, workers: int, source: float) -> None:
+    raw = int(15 * min(source, workers / cost_at(kind, 0)))
+    auto = simulate(frames(kind, raw), controller(workers), workers=workers, source=source)
+    fastest = simulate(frames(kind, raw), lambda: 0, workers=workers, source=source)
+    assert auto.seconds <= 1.03 * fastest.seconds
+    assert set(auto.used) == {0}, "nothing is spent where the line is not what all wait for"
+
+
+def at(outcome: Outcome, begin: float, end: float) -> list[int]:
+    """Return the rungs of the frames that were begun between two moments."""
+    return [rung for rung, begun in zip(outcome.order, outcome.begun, strict=True) if begin <= begun < end]
+
+
+def test_a_slow_line_is_noticed_within_two_seconds() -> None:
+    outcome = simulate(frames("log", int(600 * MB)), controller(2), line=10 * MB)
+    rungs = at(outcome, 2.0, 8.0)
+    assert min(rungs) > 0
+    assert sum(rungs) / len(rungs) > 1.5
+
+
+@pytest.mark.parametrize(("before", "after"), [(10 * MB, 400 * MB), (400 * MB, 10 * MB)])
+def test_a_line_that_changes_is_followed(before: float, after: float) -> None:
+    """Four seconds after the change the frames are what they are on a line that was always so."""
+    outcome = simulate(
+        frames("log", int(50e9)), controller(2), line=lambda now: before if now < 15 else after, until=25.0
+    )
+    slow, fast = (
+        (at(outcome, 8, 15), at(outcome, 19, 25)) if before < after else (at(outcome, 19, 25), at(outcome, 8, 15))
+    )
+    assert sum(slow) / len(slow) > 1.5
+    assert sum(fast) / len(fast) < 0.5
+
+
+def test_data_that_stops_compressing_costs_nothing_and_the_rest_is_found_again() -> None:
+    def stream() -> Iterator[Frame]:
+        yield from frames("log", int(500 * MB))
+        yield from incompressible(int(100 * MB))
+        yield from frames("copy", int(400 * MB))
+
+    outcome = simulate(stream(), controller(2), line=10 * MB)
+    best = min(simulate(stream(), lambda rung=rung: rung, line=10 * MB).seconds for rung in range(5))  # type: ignore[misc]
+    assert outcome.seconds <= 1.03 * best
+
+
+def test_a_source_that_is_slower_than_the_line_leaves_the_cores_alone() -> None:
+    outcome = simulate(frames("copy", int(1e9)), controller(16), workers=16, source=80 * MB, line=25 * MB)
+    assert set(outcome.used) == {0}
+
+
+def test_busy_cores_are_left_to_who_uses_them() -> None:
+    """The line is slow since its other end needs the same cores: nothing is idle, so nothing is spent."""
+    level = controller(2)
+    for tick in range(400):
+        now = tick * 0.05
+        level.observe(now, {"s3": Line(gone=int(now * 30e6), held=40 << 20, room=56 << 20)}, spent=now * 0.25, idle=0.0)
+        rung = level.next()
+        level.made(rung, FRAME, int(FRAME * stored_at("copy", rung)), FRAME * cost_at("copy", rung), 0.05)
+    assert sum(level.next() for _ in range(50)) <= 5
+    assert level.budget < 0.4
+
+
+def test_beside_others_who_take_all_that_is_left_a_part_of_its_share_is_used() -> None:
+    """Two cores with two more workers on them: what is used must not be what is allowed, or it shrinks to nothing."""
+    level = controller(2)
+    gone = spent = 0.0
+    for tick in range(600):
+        now = tick * 0.05
+        gone += 0.05 * 10e6
+        level.observe(now, {"s3": Line(gone=int(gone), held=30 << 20, room=56 << 20)}, spent=spent, idle=0.0)
+        rung = level.next()
+        cpu = FRAME * cost_at("copy", rung)
+        spent += min(cpu, 0.05)
+        level.made(rung, FRAME, int(FRAME * stored_at("copy", rung)), cpu, 2 * cpu)
+    assert level.budget >= 0.2
+    assert sum(level.next() > 0 for _ in range(100)) >= 50
+
+
+def test_what_may_have_to_be_made_again_keeps_cores_in_reserve() -> None:
+    raw = raw_for("log", 30, 10 * MB, 16)
+    free = simulate(frames("log", raw), controller(16), workers=16, line=10 * MB)
+    kept = simulate(frames("log", raw), controller(16, reserve=4), workers=16, line=10 * MB)
+    assert kept.cpu / 16 <= kept.seconds / 4 * 1.1
+    assert free.cpu > kept.cpu
+
+
+@pytest.mark.parametrize("noise", [0.1, 0.3])
+@pytest.mark.parametrize("idle_known", [True, False])
+def test_noise_does_no_harm(noise: float, idle_known: bool) -> None:
+    raw = raw_for("log", 60, 25 * MB, 2)
+    options = {"line": 25 * MB, "noise": noise, "source": 1e9}
+    auto = simulate(frames("log", raw), controller(2), idle_known=idle_known, **options).seconds  # type: ignore[arg-type]
+    best = min(simulate(frames("log", raw), lambda rung=rung: rung, **options).seconds for rung in range(5))  # type: ignore
+    assert auto <= 1.03 * best
+
+
+numbers = st.one_of(
+    st.integers(-(1 << 70), 1 << 70), st.floats(), st.sampled_from([0, 1, FRAME, math.inf, -math.inf, math.nan])
+)
+whole = st.one_of(st.integers(-(1 << 70), 1 << 70), st.sampled_from([0, 1, FRAME, 56 << 20]))
+events = st.lists(
+    st.one_of(
+        st.tuples(st.just("made"), st.integers(-3, 12), whole, whole, numbers, numbers),
+        st.tuples(st.just("passed")),
+        st.tuples(st.just("observe"), numbers, whole, whole, whole, st.none() | numbers, st.none() | numbers, numbers),
+    ),
+    max_size=60,
+)
+
+
+@settings(max_examples=300, deadline=None)
+@given(events, st.integers(1, 200), st.integers(1, len(LADDER)))
+def test_no_observation_leads_off_the_ladder(told: list[tuple[object, ...]], workers: int, rungs: int) -> None:
+    level = LevelController(PRIORS[:rungs], workers, frame=FRAME, window=2 * workers + 1)
+    for name, *values in told:
+        if name == "made":
+            level.made(*values)  # type: ignore[arg-type]
+        elif name == "passed":
+            level.passed()
+        else:
+            now, gone, held, room, spent, idle, source = values
+            line = Line(gone=gone, held=held, room=room)  # type: ignore[arg-type]
+            level.observe(now, {"line": line}, spent=spent, idle=idle, source=source)  # type: ignore[arg-type]
+        assert 0 <= level.next() < rungs
+    # And it gets over it: on a line that keeps up, the fastest again.
+    for tick in range(3):
+        level.observe(1e12 + tick, {"line": Line(gone=tick, held=0, room=56 << 20)})
+    assert level.next() == 0
+
+
+def test_the_ladder_climbs() -> None:
+    costs, shares = [prior.cost for prior in PRIORS], [prior.share for prior in PRIORS]
+    assert costs == sorted(costs)
+    assert shares == sorted(shares, reverse=True)
+    assert PRIORS[0] == Prior(1.0, 1.0)
