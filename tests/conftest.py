@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import atexit
+import contextlib
 import functools
 import itertools
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -18,6 +20,7 @@ from typing import Any
 import hypothesis
 import msgspec
 import pytest
+from botocore.exceptions import ClientError
 
 from backhaul.testing.data import random_bytes
 from backhaul.testing.faults import FaultProxy
@@ -48,8 +51,10 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 @pytest.fixture(scope="session")
 def seaweed(tmp_path_factory: pytest.TempPathFactory) -> Iterator[SeaweedFS]:
     """One SeaweedFS for the tests of this process; never killed by a test (those start their own)."""
-    with seaweedfs(tmp_path_factory.mktemp("seaweed")) as server:
+    directory = tmp_path_factory.mktemp("seaweed")
+    with seaweedfs(directory) as server:
         yield server
+    shutil.rmtree(directory)
 
 
 @pytest.fixture(scope="session")
@@ -87,10 +92,13 @@ def s3(seaweed: SeaweedFS) -> Iterator[Any]:
 
 
 @pytest.fixture
-def bucket(s3: Any) -> str:
+def bucket(s3: Any) -> Iterator[str]:
     name = f"bucket-{os.getpid()}-{next(_numbers)}"
     s3.create_bucket(Bucket=name)
-    return name
+    yield name
+    # With all that is in it: a disk that is nearly full makes SeaweedFS refuse to write, and every test after it wait.
+    with contextlib.suppress(ClientError):
+        s3.delete_bucket(Bucket=name)
 
 
 class Result(msgspec.Struct):
