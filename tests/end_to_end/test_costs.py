@@ -12,16 +12,17 @@ import os
 import re
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 
 import pytest
 
 from backhaul.operations import memory
 from backhaul.testing.data import dump_text
-from backhaul.testing.s3_proxy import S3Proxy
+from backhaul.testing.s3_proxy import S3Proxy, S3Request
 from backhaul.testing.servers import SeaweedFS
 from backhaul.transforms.compress import FRAME_SIZE
+from backhaul.version import VERSION
 from tests.conftest import Cli
 
 MIB = 1 << 20
@@ -170,3 +171,41 @@ def test_requests_are_parts_and_ranges(cli: Cli, sources: Path, seaweed: Seaweed
     # Frames of noise are a few bytes longer than what is in them: a part of 8 MiB more, once in a while.
     assert MORE // (8 * MIB) <= pushes[1] - pushes[0] <= MORE // (8 * MIB) + 1
     assert pulls[1] - pulls[0] == MORE // (memory.RANGE_STORED // FRAME_SIZE * FRAME_SIZE)
+
+
+class Asking(S3Proxy):
+    """Notes which bodies clients asked about before they sent them, and who the clients say they are."""
+
+    def __init__(self, upstream: str) -> None:
+        super().__init__(upstream)
+        self.asked: list[int] = []
+        self.sent: list[int] = []
+        self.agents: set[str] = set()
+
+    def edit(self, request: S3Request) -> Mapping[str, str]:
+        self.agents.add(request.headers["user-agent"])
+        return super().edit(request)
+
+    def request_body(self, request: S3Request, length: int, pieces: Iterator[bytes]) -> Iterator[bytes]:
+        (self.asked if request.headers.get("expect") == "100-continue" else self.sent).append(length)
+        return pieces
+
+
+def test_little_is_sent_at_once_and_much_after_the_store_was_asked(
+    cli: Cli, seaweed: SeaweedFS, bucket: str, tmp_path: Path
+) -> None:
+    """A round trip less for each small file of a mirror, and for the records of a backup."""
+    tree = tmp_path / "tree"
+    tree.mkdir()
+    sizes = [1, 5000, 64 << 10, (64 << 10) + 1, 1 << 20]
+    for size in sizes:
+        (tree / f"{size}").write_bytes(bytes(size))
+    with Asking(seaweed.endpoint) as proxy:
+        at = f"s3://{bucket}/m?endpoint={proxy.endpoint}"
+        cli.ok("sync", "-q", str(tree), at, env={"BACKHAUL_STATE": str(tmp_path / "state")})
+        assert {size for size in proxy.asked if size in sizes} == set(sizes[3:])
+        assert {size for size in proxy.sent if size in sizes} == set(sizes[:3])
+        proxy.asked.clear()
+        cli.ok("push", "-q", f"s3://{bucket}/s?endpoint={proxy.endpoint}", input=b"x" * 1024)
+        assert proxy.asked == []
+        assert all(agent.startswith(f"backhaul/{VERSION} ") for agent in proxy.agents)

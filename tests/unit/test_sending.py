@@ -380,6 +380,28 @@ def test_bytes_are_charged_once_however_often_they_are_sent(content: bytes, piec
     assert sum(charged) + sum(again) == total + len(content)
 
 
+def test_few_bytes_are_handed_over_at_once_and_charged_once() -> None:
+    charged: list[int] = []
+    again: list[int] = []
+    body = PartBody(b"x" * 50_000)
+    body.pace(charged.append, again.append, 64 << 10)
+    assert bytes(body.whole() or b"") == b"x" * 50_000
+    assert (charged, again, body.reached) == ([50_000], [], 50_000)
+    assert bytes(body.whole() or b"") == b"x" * 50_000
+    assert (charged, again, body.reached) == ([50_000], [50_000], 50_000)
+    body.cancel()
+    with pytest.raises(BodyCancelledError):
+        body.whole()
+
+
+def test_what_is_paced_in_smaller_pieces_or_is_much_is_not_handed_over_at_once() -> None:
+    slow = PartBody(bytes(2000))
+    slow.pace(lambda count: None, lambda count: None, 1999)
+    assert slow.whole() is None
+    assert PartBody(bytes((64 << 10) + 1)).whole() is None
+    assert slow.reached == 0
+
+
 def test_pieces_grow_while_the_line_takes_them_at_once_and_begin_small_again_when_it_does_not() -> None:
     now = 0.0
     body = PartBody(bytes(5 << 20), clock=lambda: now)

@@ -77,6 +77,19 @@ class PartBody:
         """How many bytes went out at least once."""
         return self._reached
 
+    def whole(self) -> memoryview | None:
+        """Return all bytes, when they are due, if they are so few that they leave in one piece anyway; else None.
+
+        A reader's bytes are sent when the server has said that it would take them (``Expect: 100-continue``), which
+        is right for much, and a round trip in vain for little.
+
+        Raises:
+            BodyCancelledError: the bytes are not wanted any more.
+        """
+        if len(self.view) > min(_PIECE, self._piece):
+            return None
+        return self.next_piece(0, len(self.view))
+
     def open(self) -> BodyReader:
         """Return a reader from the beginning, for one try."""
         self._tries += 1

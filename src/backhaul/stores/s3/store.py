@@ -704,7 +704,14 @@ def _quoted(etag: str) -> str:
 
 
 def _sendable(body: Body) -> Any:
-    return body.open() if isinstance(body, PartBody) else body
+    """Return what botocore takes for a body: of few bytes a view, of many a reader.
+
+    It makes a reader of ``bytes`` itself, and a reader's bytes wait for the server's word (``PartBody.whole``).
+    """
+    if not isinstance(body, PartBody):
+        body = PartBody(body)
+    whole = body.whole()
+    return body.open() if whole is None else whole
 
 
 def _keyed(reply: Any) -> bool:
