@@ -33,12 +33,15 @@ LEVELS: dict[int, tuple[int, ...]] = {
     100_000_000: (1, 2, 3, 5),
     0: (1, 2, 3),
 }
+# The same of a web server's log, of which denser levels save more.
+LOG_LEVELS: dict[int, tuple[int, ...]] = {10_000_000: (1, 6, 8, 10), 25_000_000: (1, 3, 5, 6)}
 # A line that is ten times as fast from so many seconds on.
 CHANGE = (10_000_000, 10, 100_000_000)
 _CHANGE_LEVELS = (1, 6, 8)
 # A run takes about so many seconds at level 1, where the size does not end it sooner.
 _SECONDS = 15.0
 _RATIO = 4.3
+_LOG_RATIO = 10.9
 _RECEIVE_BUFFER = 128 << 10
 _PIECE = 64 << 10
 _COLUMNS = ["wall", "from - to", "CPU", "rate", "peak memory", "time against ours"]
@@ -136,6 +139,17 @@ def uplink(directory: Path, size: int, rounds: int, only: tuple[int, ...] | None
         title = f"Push of {format_size(payload)} of dump text over a line of {name}"
         found = compared(text, payload, levels, (float(rate),), rounds)
         comparisons.append(Comparison(f"{rate // 1_000_000}", title, _COLUMNS, found, shows="wall"))
+    logs = data.log(directory / "log", 2 * size)
+    for rate, levels in LOG_LEVELS.items():
+        if only is not None and rate not in only:
+            continue
+        payload = min(2 * size, int(rate * _SECONDS * _LOG_RATIO))
+        name = f"{format_size(rate)}/s"
+        print(f"push of a log over a line of {name}", file=sys.stderr)
+        title = f"Push of {format_size(payload)} of a web server's log over a line of {name}"
+        found = compared(logs, payload, levels, (float(rate),), rounds)
+        comparisons.append(Comparison(f"log-{rate // 1_000_000}", title, _COLUMNS, found, shows="wall"))
+    logs.unlink()
     if only is None or -1 in only:
         before, seconds, after = CHANGE
         payload = min(size, int((before * seconds + after * 5) * _RATIO))
@@ -148,7 +162,7 @@ def uplink(directory: Path, size: int, rounds: int, only: tuple[int, ...] | None
         area="uplink",
         date=today(),
         machine=machine(),
-        conditions=f"dump text to a sink behind a line of limited rate, medians of {rounds} alternating rounds",
+        conditions=f"text and a log to a sink behind a line of limited rate, medians of {rounds} rounds, alternating",
         comparisons=comparisons,
         versions=versions(),
     )

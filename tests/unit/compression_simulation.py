@@ -1,6 +1,8 @@
-"""A push in miniature: a source, workers, a line that sends whole parts; frames cost and save what recorded ones did.
+"""A push in miniature: a source, workers, parts that share a line; frames cost and save what recorded ones did.
 
-Time goes in steps. What is left out: hashing, the other threads, the way back of acknowledgements.
+Time goes in steps. Parts keep their memory until their last byte has arrived, and those that leave together arrive
+together: room comes in bursts, and so do frames. Sockets take bytes before the line does. What is left out: hashing, the
+other threads, the way back of acknowledgements.
 """
 
 from __future__ import annotations
@@ -20,7 +22,11 @@ from backhaul.transforms import compress
 
 FRAME = compress.FRAME_SIZE
 PART = 8 << 20
-ROOM = 56 << 20
+PARTS = 4
+QUEUE = 16 << 20
+ROOM = QUEUE + (PARTS + 1) * PART
+# What a connection's sockets hold.
+SOCKETS = 3 << 20
 # CPU seconds and stored bytes of each rung for four frames of each kind of data, and of level 1.
 TRACES = json.loads((Path(__file__).parent / "compression_traces.json").read_text())
 KINDS = sorted(TRACES)
@@ -52,6 +58,62 @@ def incompressible(raw: int) -> Iterator[Frame]:
     yield from itertools.repeat(Frame(((0.0015, FRAME + 100),)), math.ceil(raw / FRAME))
 
 
+class _Part(msgspec.Struct):
+    """Bytes that the sockets have not taken yet, and bytes that have not arrived."""
+
+    unsent: int
+    due: float
+
+
+class _Uplink:
+    """A queue, a part that fills, and parts under way that share a line."""
+
+    def __init__(self, sockets: int) -> None:
+        self._sockets = sockets
+        self._queued = 0
+        self._filled = 0
+        self._parts: list[_Part] = []
+        self.gone = 0
+
+    @property
+    def held(self) -> int:
+        return self._queued + self._filled + sum(part.unsent for part in self._parts)
+
+    @property
+    def empty(self) -> bool:
+        return not self._queued and not self._filled and not self._parts
+
+    def put(self, size: int) -> bool:
+        """Take a frame, if there is room in the queue."""
+        if self._queued and self._queued + size > QUEUE:
+            return False
+        self._queued += size
+        return True
+
+    def step(self, share: float, *, ended: bool) -> None:
+        """Let a line carry so many bytes; after the end of the stream the last part is a short one."""
+        while True:
+            moved = min(self._queued, PART - self._filled)
+            self._queued -= moved
+            self._filled += moved
+            whole = self._filled == PART or (ended and self._filled and not self._queued)
+            if not whole or len(self._parts) == PARTS:
+                break
+            self._parts.append(_Part(self._filled, self._filled))
+            self._filled = 0
+            if math.isinf(share):
+                self._carry(share)
+        self._carry(share)
+
+    def _carry(self, share: float) -> None:
+        for part in self._parts:
+            part.due = 0.0 if math.isinf(share) else part.due - share / len(self._parts)
+            taken = min(part.unsent, max(0, part.unsent - max(0, math.ceil(part.due) - self._sockets)))
+            part.unsent -= taken
+            self.gone += taken
+        self._parts = [part for part in self._parts if part.due > 0]
+
+
 class Outcome(msgspec.Struct):
     """How long it took, the CPU seconds of compression, frames by rung, and each frame's rung in order."""
 
@@ -70,14 +132,12 @@ def simulate(
     line: float | Callable[[float], float] = math.inf,
     source: float = 2e9,
     cores: float | None = None,
-    room: int = ROOM,
-    part: int = PART,
     noise: float = 0.0,
-    swallow: int = 1 << 20,
+    sockets: int = SOCKETS,
     idle_known: bool = True,
     until: float = math.inf,
 ) -> Outcome:
-    """Push a stream; ``line`` and ``source`` are bytes a second, ``swallow`` what sockets take at once.
+    """Push a stream; ``line`` and ``source`` are bytes a second, ``sockets`` what those of a connection hold.
 
     It ends with the last byte, or at ``until``.
     """
@@ -85,19 +145,19 @@ def simulate(
     rng = random.Random(1)
     cores = float(workers) if cores is None else cores
     window = 2 * workers + 1
-    now = since_tick = spent = 0.0
+    now = spent = idle = looked = 0.0
     finished: list[float] = []
-    drawn = taken = next_out = put = gone = 0
-    read = fractional = 0.0
+    drawn = taken = next_out = 0
+    read = 0.0
+    uplink = _Uplink(sockets)
     todo: list[tuple[int, Frame]] = []
     running: dict[int, list[float]] = {}  # number: seconds of work left, all of it, begun, rung, stored
     done: dict[int, int] = {}
     used: Counter[int] = Counter()
     chosen: dict[int, int] = {}
     begun: dict[int, float] = {}
-    idle_average = 0.0
     current = next(stream, None)
-    while now < until and (current is not None or todo or running or done or gone < put):
+    while now < until and (current is not None or todo or running or done or not uplink.empty):
         now += _STEP
         rate = line(now) if callable(line) else line
         # the source
@@ -117,6 +177,15 @@ def simulate(
             if len(frame.rungs) == 1:
                 choice, (cpu, stored) = -1, frame.rungs[0]
             else:
+                if controller is not None and now - looked >= _TICK:
+                    looked = now
+                    controller.observe(
+                        now,
+                        {"line": Line(gone=uplink.gone, held=uplink.held, room=ROOM)},
+                        spent=spent,
+                        idle=idle if idle_known else None,
+                        source=source,
+                    )
                 choice = controller.next() if controller is not None else rung()  # type: ignore[operator]
                 cpu, stored = frame.rungs[choice]
             cpu *= 1 + noise * rng.uniform(-1, 1)
@@ -143,31 +212,13 @@ def simulate(
                     else:
                         wall = max(work[1], now - work[2])
                         controller.made(int(work[3]), FRAME, int(work[4]), work[1], wall)
-        idle_average += (max(0.0, cores - busy / _STEP) - idle_average) * (_STEP / 0.5)
+        idle += max(0.0, cores * _STEP - busy)
         # the assembly
-        while next_out in done and (put == gone or put - gone + done[next_out] <= room):
-            put += done.pop(next_out)
+        while next_out in done and uplink.put(done[next_out]):
+            del done[next_out]
             next_out += 1
             taken += 1
-        # the line: whole parts until the end
-        ended = current is None and not todo and not running and not done
-        ready = put if ended else put // part * part
-        fractional = min(fractional + rate * _STEP, max(float(ready - gone), rate * _STEP))
-        if gone == 0 and ready:
-            fractional += swallow
-        leave = min(ready - gone, int(fractional) if fractional < 1e18 else ready)
-        gone += leave
-        fractional = 0.0 if math.isinf(fractional) else fractional - leave
-        since_tick += _STEP
-        if controller is not None and since_tick >= _TICK:
-            since_tick = 0.0
-            controller.observe(
-                now,
-                {"line": Line(gone=gone, held=put - gone, room=room)},
-                spent=spent,
-                idle=idle_average if idle_known else None,
-                source=source,
-            )
+        uplink.step(rate * _STEP, ended=current is None and not todo and not running and not done)
         assert now < 10_000, "it never ends"
     order = [chosen[number] for number in sorted(chosen)]
     return Outcome(now, spent, used, order, [begun[number] for number in sorted(begun)])

@@ -20,15 +20,14 @@ from backhaul.transforms import compress
 # Seconds between two looks at the lines, and between two at the kernel's counters.
 _TICK = 0.05
 _IDLE_EVERY = 0.25
-# Weight of the newest look at the cores, and of the newest block of a source.
-_NEW = 0.4
+# Weight of the newest block of a source.
 _NEW_BLOCK = 0.1
 # What can be gone on with later is compressed again then, at the same rungs: so many times faster than it was sent.
 RESUMABLE_RESERVE = 4.0
 
 
 class IdleCores:
-    """How many of the cores that this process may use nobody uses, on an average of about a second."""
+    """What the cores that this process may use could have done besides: core seconds that nobody has used."""
 
     def __init__(self, path: str = "/proc/stat", clock: Callable[[], float] = time.monotonic) -> None:
         self._path = path
@@ -37,14 +36,15 @@ class IdleCores:
             {f"cpu{number}" for number in os.sched_getaffinity(0)} if hasattr(os, "sched_getaffinity") else {""}
         )
         self._tick = os.sysconf("SC_CLK_TCK")
-        self._last: tuple[float, int] | None = None
-        self.average: float | None = None
+        self._looked = -math.inf
+        self._before: int | None = None
+        self.seconds: float | None = None
 
     def look(self) -> float | None:
-        """Return the average; None where the kernel does not say."""
+        """Return how many there were since the first look; None where the kernel does not say."""
         now = self._clock()
-        if self._last is not None and now - self._last[0] < _IDLE_EVERY:
-            return self.average
+        if now - self._looked < _IDLE_EVERY:
+            return self.seconds
         idle = 0
         try:
             with open(self._path) as file:
@@ -54,12 +54,11 @@ class IdleCores:
                         idle += int(counters[3]) + int(counters[4])
         except (OSError, ValueError, IndexError):
             return None
-        if self._last is not None:
-            before, counted = self._last
-            share = max(0.0, (idle - counted) / self._tick / (now - before))
-            self.average = share if self.average is None else self.average + (share - self.average) * _NEW
-        self._last = (now, idle)
-        return self.average
+        # (The kernel's counters go back now and then, by a little.)
+        more = 0 if self._before is None else max(0, idle - self._before)
+        self.seconds = (self.seconds or 0.0) + more / self._tick
+        self._looked, self._before = now, idle
+        return self.seconds
 
 
 class Leveling:

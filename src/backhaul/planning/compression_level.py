@@ -21,23 +21,35 @@ from collections.abc import Mapping, Sequence
 
 import msgspec
 
-# The line is measured over so many seconds, at least.
+# The line is measured over so many seconds. A line that was idle is not measured for a while, and over less time at
+# first: sockets take a lot at once, which says nothing of it.
 _WINDOW = 1.5
+_FIRST = 0.8
+_EARLY = 0.4
 _SOONEST = 0.2
-# Shares of the room: with less than the first waiting, a line may run dry; the second is what is aimed at.
-_LOW = 0.25
-_AIM = 0.55
-# Frames are delivered in order: while all wait for a slow one, no more than this share of the room may drain.
-_STALL = 0.15
-# Weight of a new frame in its own rung's estimate, and in those of the others, which the same data moves.
-_OWN = 0.4
-_OTHERS = 0.2
+# What the cores do is averaged over so many seconds, at least.
+_CORES_WINDOW = 4.0
+# A line of which it is known that what waits lasts for so many seconds does not run dry.
+_AHEAD = 0.6
+# Shares of the room: with less than that many seconds' bytes a line may run dry, and with less than the first share
+# in any case, but with the second in none (of a line that was not measured yet: with less than the second). So much
+# more is aimed at.
+_LEAST, _LOW = 0.08, 0.25
+_MORE = 0.2
+# Weight of a new frame in the estimates of all rungs, which the data moves alike, and how much more in its own rung's
+# at least: what a rung costs and saves against the others changes slowly, also where each frame is unlike the last.
+_DATA = 0.12
+_OWN = 0.03
+# Weight of a new frame in averages.
+_NEW = 0.2
 # So often a frame of another rung than those in use, one that was not seen for so many frames; only if it costs no
 # more than so many times as much, or with this share of the cores idle.
-_PROBE_EVERY = 24
-_PROBE_AGAIN = 120
+_PROBE_EVERY = 12
+_PROBE_AGAIN = 60
 _PROBE_COST = 2.5
 _SPARE = 0.25
+# While nothing is known of a line frames cost no more than so many times the least.
+_UNKNOWN_COST = 8.0
 # A denser rung has to save so much to be worth any CPU time at all.
 _WORTH = 0.995
 # How much faster than measured a source may be: it is measured while it competes for the same cores.
@@ -88,6 +100,7 @@ class _LineRate:
         self.room = 0
         self._samples: deque[tuple[float, int]] = deque()
         self._busy_since: float | None = None
+        self._waits_since = math.inf
 
     def observe(self, now: float, line: Line) -> None:
         self.fill = min(1.0, max(0, line.held) / line.room) if line.room > 0 else 0.0
@@ -101,17 +114,31 @@ class _LineRate:
         samples.append((now, line.gone))
         while len(samples) > 2 and samples[1][0] <= now - _WINDOW:
             samples.popleft()
-        if self.fill < _LOW:
+        if self.fill < self.low:
             self._busy_since = None
             measured = self._measured(now - _WINDOW)
             if self.rate is not None and measured is not None:
                 self.rate = max(self.rate, measured)
             return
+        self._waits_since = min(self._waits_since, now)
         if self._busy_since is None:
             self._busy_since = now
-        elif now - self._busy_since >= _SOONEST:
-            measured = self._measured(self._busy_since)
+        elif now - self._busy_since >= (_FIRST if self.rate is None else _SOONEST):
+            early = now - self._busy_since < 2 * _WINDOW
+            measured = self._measured(max(self._busy_since, now - _EARLY) if early else self._busy_since)
             self.rate = measured if measured is not None else self.rate
+
+    @property
+    def new(self) -> bool:
+        """Whether nothing is known of the line yet, and that is no wonder."""
+        return self.rate is None and len(self._samples) > 0 and self._samples[-1][0] - self._waits_since < 2 * _FIRST
+
+    @property
+    def low(self) -> float:
+        """The share of the room below which the line may run dry."""
+        if self.rate is None or not self.room:
+            return _LOW
+        return min(_LOW, max(_LEAST, self.rate * _AHEAD / self.room))
 
     def _measured(self, since: float) -> float | None:
         first = next((sample for sample in self._samples if sample[0] >= since), None)
@@ -142,10 +169,9 @@ class LevelController:
         self._lines: dict[object, _LineRate] = {}
         self._contention = 1.0
         self._passed = 0.0
-        self._measured = False
+        self._frames = 0
         self._source = math.inf
-        self._idle: float | None = None
-        self._spent: deque[tuple[float, float]] = deque()
+        self._cores: deque[tuple[float, float, float]] = deque()
         self._phase = 0.0
         self._chosen = 0
 
@@ -163,29 +189,27 @@ class LevelController:
         """
         if not (0 <= rung < len(self._rungs) and raw > 0 and stored > 0 and 0 < cpu < math.inf):
             return
-        self._passed *= 1 - _OTHERS
+        self._passed *= 1 - _NEW
         if wall < math.inf:
             contention = min(_MOST_CONTENTION, max(1.0, wall / cpu))
-            self._contention += (contention - self._contention) * _OTHERS
+            self._contention += (contention - self._contention) * _NEW
         own = self._rungs[rung]
         cost, share = cpu / raw, stored / raw
         by_cost, by_share = cost / own.cost, share / own.share
+        # The first frames count as much as each other.
+        data = max(_DATA, 1.0 / (self._frames + 1))
+        alone = (1.0 - data) * max(_OWN, 0.5 / (own.frames + 1))
         for each in self._rungs:
-            if not self._measured:
-                weight = 1.0
-            elif each is own:
-                weight = _OWN
-            else:
-                weight = _OTHERS
+            weight = data + alone if each is own else data
             each.cost *= by_cost**weight
             each.share = min(1.01, each.share * by_share**weight)
-        self._measured = True
+        self._frames += 1
         own.frames += 1
         own.seen_at = self._chosen
 
     def passed(self) -> None:
         """Note a frame of data that did not compress, and was passed on as it was."""
-        self._passed += (1 - self._passed) * _OTHERS
+        self._passed += (1 - self._passed) * _NEW
 
     def observe(
         self,
@@ -202,7 +226,7 @@ class LevelController:
             now: monotonic seconds.
             lines: the way to each destination.
             spent: CPU seconds that making frames has taken so far.
-            idle: cores of this host that nobody uses, on an average of late; None if that is not known.
+            idle: core seconds of this host that nobody has used so far; None if that is not known.
             source: raw bytes a second that the source gives when it is asked.
         """
         for gone in self._lines.keys() - lines.keys():
@@ -210,27 +234,31 @@ class LevelController:
         for key, line in lines.items():
             self._lines.setdefault(key, _LineRate()).observe(now, line)
         self._source = source * _SOURCE_MARGIN if source > 0 else math.inf
-        self._idle = idle
-        if spent is not None:
-            if self._spent and (now <= self._spent[-1][0] or spent < self._spent[-1][1]):
-                self._spent.clear()
-            self._spent.append((now, spent))
-            while len(self._spent) > 2 and self._spent[1][0] <= now - _WINDOW:
-                self._spent.popleft()
+        if spent is None or idle is None:
+            self._cores.clear()
+            return
+        cores = self._cores
+        if cores and (now <= cores[-1][0] or spent < cores[-1][1] or idle < cores[-1][2]):
+            cores.clear()
+        cores.append((now, spent, idle))
+        while len(cores) > 2 and cores[1][0] <= now - _CORES_WINDOW:
+            cores.popleft()
 
     # -- what follows ------------------------------------------------------------------------------------
 
     def next(self) -> int:
         """Return the rung for the next frame."""
         self._chosen += 1
-        fill = max((line.fill for line in self._lines.values()), default=0.0)
-        if fill < _LOW:
+        fuller = max((line for line in self._lines.values()), key=lambda line: line.fill - line.low, default=None)
+        if fuller is None or fuller.fill < fuller.low or (fuller.rate is None and not fuller.new):
             return 0
         rungs, position, most = self._plan()
-        position = min(position + (fill - _AIM) / (1 - _AIM), max(position, most + self._allowance()))
+        fill, aim = fuller.fill, fuller.low + _MORE
+        if not fuller.new:
+            position = min(position + (fill - aim) / (1 - aim), max(position, most + self._allowance()))
         self._phase = (self._phase + _GOLDEN) % 1.0
         place = min(len(rungs) - 1, max(0, math.floor(position + self._phase)))
-        return self._probe(rungs[place], fill)
+        return self._probe(rungs[place]) if fill >= aim else rungs[place]
 
     @property
     def budget(self) -> float:
@@ -239,31 +267,41 @@ class LevelController:
         Without a share of its own it would use less and less beside others that take all they get.
         """
         most = self._workers / self._contention
-        if self._idle is None or len(self._spent) < 2:
-            return most
-        (began, before), (now, spent) = self._spent[0], self._spent[-1]
+        used = self._of_late()
+        return most if used is None else max(_SHARE * most, min(most, sum(used)))
+
+    def _of_late(self) -> tuple[float, float] | None:
+        """Return the cores that making frames has used, and those that nobody has, over the same time; None if unknown.
+
+        Room comes in bursts, when several parts have arrived at once: over less than the time between two of them
+        everything looks busy, or idle.
+        """
+        if len(self._cores) < 2:
+            return None
+        (began, spent_before, idle_before), (now, spent, idle) = self._cores[0], self._cores[-1]
         if now - began < _SOONEST:
-            return most
-        return max(_SHARE * most, min(most, (spent - before) / (now - began) + self._idle))
+            return None
+        return (spent - spent_before) / (now - began), (idle - idle_before) / (now - began)
 
     def _allowance(self) -> float:
         """Return how far what waits may lead beyond what the cores can do by all estimates: while some are idle."""
         if self._reserve > 1:
             return 0.0
-        return 1.0 if self._idle is None else min(1.0, _IDLE_ALLOWS * self._idle / self._workers)
+        used = self._of_late()
+        return 1.0 if used is None else min(1.0, _IDLE_ALLOWS * used[1] / self._workers)
 
     def _plan(self) -> tuple[list[int], float, float]:
         """Return the rungs worth using, from fast to dense, the best place between them, and the last one that the
         cores can do.
         """
         rungs = self._frontier()
-        measured = [line for line in self._lines.values() if line.fill >= _LOW and line.rate is not None]
+        measured = [line for line in self._lines.values() if line.fill >= line.low and line.rate is not None]
         if not measured:
             # Something waits, and nothing is known yet: not as fast as possible, and not slowly.
-            return rungs, 1.0, 1.0
+            return [rung for rung in rungs if self._cost(rung) <= _UNKNOWN_COST * self._cost(0)], 1.0, 1.0
         slowest = min(measured, key=lambda line: line.rate or 0.0)
         rate = max(1.0, slowest.rate or 0.0)
-        rungs = [rung for rung in rungs if rung == 0 or self._stall(rung, rate) <= _STALL * slowest.room]
+        rungs = [rung for rung in rungs if rung == 0 or self._stall(rung, rate) <= 0]
         by_cores = self._crossing(rungs, rate, self.budget / self._reserve, math.inf)
         by_source = self._crossing(rungs, rate, math.inf, self._source)
         return rungs, min(by_cores, by_source), by_cores
@@ -316,16 +354,16 @@ class LevelController:
         a, b = self._rungs[fast], self._rungs[dense]
         return (a.share - b.share) / max(1e-18, b.cost - a.cost)
 
-    def _probe(self, rung: int, fill: float) -> int:
+    def _probe(self, rung: int) -> int:
         """Return the rung, or now and then another that was not seen for long, while there is time for it.
 
         Data differs: what a rung saves on it is known for certain only of the rungs in use.
         """
-        if rung == 0 or fill < _AIM or self._chosen % _PROBE_EVERY:
+        if self._chosen % _PROBE_EVERY:
             return rung
         rate = min((line.rate for line in self._lines.values() if line.rate is not None), default=math.inf)
-        room = min((line.room for line in self._lines.values() if line.room), default=0)
-        spare = self._idle is None or self._idle >= _SPARE * self._workers
+        used = self._of_late()
+        spare = used is None or used[1] >= _SPARE * self._workers
         dearest = math.inf if spare and self._reserve == 1 else _PROBE_COST * self._rungs[rung].cost
         others = [
             other
@@ -333,6 +371,6 @@ class LevelController:
             if other != rung
             and self._rungs[other].cost <= dearest
             and self._chosen - self._rungs[other].seen_at > _PROBE_AGAIN
-            and self._stall(other, rate) <= _STALL * room
+            and self._stall(other, rate) <= 0
         ]
         return min(others, key=lambda other: self._rungs[other].seen_at, default=rung)
