@@ -18,6 +18,8 @@ demo: $(VENV)
 
 test: $(VENV) lint
 	sh tools/setup.sh packages test
+	@# As an installation does: hundreds of tests start the command anew, some where nothing is allowed to be cached.
+	$(PY) -m compileall -q src tests
 	$(PY) -m pytest -n $(WORKERS) --dist worksteal
 
 check: $(VENV) lint

@@ -139,7 +139,6 @@ def uplink(directory: Path, size: int, rounds: int, only: tuple[int, ...] | None
         title = f"Push of {format_size(payload)} of dump text over a line of {name}"
         found = compared(text, payload, levels, (float(rate),), rounds)
         comparisons.append(Comparison(f"{rate // 1_000_000}", title, _COLUMNS, found, shows="wall"))
-    logs = data.log(directory / "log", 2 * size)
     for rate, levels in LOG_LEVELS.items():
         if only is not None and rate not in only:
             continue
@@ -147,9 +146,10 @@ def uplink(directory: Path, size: int, rounds: int, only: tuple[int, ...] | None
         name = f"{format_size(rate)}/s"
         print(f"push of a log over a line of {name}", file=sys.stderr)
         title = f"Push of {format_size(payload)} of a web server's log over a line of {name}"
+        logs = data.log(directory / "log", payload)
         found = compared(logs, payload, levels, (float(rate),), rounds)
         comparisons.append(Comparison(f"log-{rate // 1_000_000}", title, _COLUMNS, found, shows="wall"))
-    logs.unlink()
+        logs.unlink()
     if only is None or -1 in only:
         before, seconds, after = CHANGE
         payload = min(size, int((before * seconds + after * 5) * _RATIO))

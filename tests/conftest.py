@@ -20,7 +20,6 @@ from typing import Any
 import hypothesis
 import msgspec
 import pytest
-from botocore.exceptions import ClientError
 
 from backhaul.testing.data import random_bytes
 from backhaul.testing.faults import FaultProxy
@@ -54,7 +53,7 @@ def seaweed(tmp_path_factory: pytest.TempPathFactory) -> Iterator[SeaweedFS]:
     directory = tmp_path_factory.mktemp("seaweed")
     with seaweedfs(directory) as server:
         yield server
-    shutil.rmtree(directory)
+    shutil.rmtree(directory, ignore_errors=True)
 
 
 @pytest.fixture(scope="session")
@@ -97,7 +96,7 @@ def bucket(s3: Any) -> Iterator[str]:
     s3.create_bucket(Bucket=name)
     yield name
     # With all that is in it: a disk that is nearly full makes SeaweedFS refuse to write, and every test after it wait.
-    with contextlib.suppress(ClientError):
+    with contextlib.suppress(s3.exceptions.NoSuchBucket):
         s3.delete_bucket(Bucket=name)
 
 

@@ -102,6 +102,47 @@ def test_a_line_of_which_nothing_is_known_is_not_waited_for_with_the_densest_run
         level.made(rung, FRAME, int(FRAME * stored_at("code", rung)), FRAME * cost_at("code", rung), 0.05)
 
 
+@pytest.mark.parametrize("at", [1.5, 6.0])
+def test_a_pause_of_the_line_leads_to_no_denser_rungs_than_it_is_worth(at: float) -> None:
+    """A lost packet, or replies that are waited for: nothing leaves for more than half a second."""
+    level = controller(2)
+    gone, rungs = 0.0, []
+    for tick in range(240):
+        now = tick * 0.05
+        gone += 0 if at <= now < at + 0.6 else 0.05 * 10 * MB
+        level.observe(now, {"s3": Line(gone=int(gone), held=40 << 20, room=56 << 20)}, spent=now, idle=now)
+        rungs.append((now, level.next()))
+        rung = rungs[-1][1]
+        level.made(rung, FRAME, int(FRAME * stored_at("copy", rung)), FRAME * cost_at("copy", rung), 0.05)
+    assert max(rung for _, rung in rungs) <= 4
+    assert max(rung for now, rung in rungs if now > at + 0.6) >= 3
+
+
+def test_looks_that_are_far_apart_measure_a_line_all_the_same() -> None:
+    """Frames that take half a second each, or wait for room as long."""
+    level = controller(2)
+    rungs = []
+    for tick in range(20):
+        now = tick * 0.45
+        level.observe(now, {"s3": Line(gone=int(now * 10 * MB), held=40 << 20, room=56 << 20)}, spent=now, idle=now)
+        rungs.append(level.next())
+        level.made(rungs[-1], FRAME, int(FRAME * stored_at("log", rungs[-1])), FRAME * cost_at("log", rungs[-1]), 0.05)
+    assert min(rungs) > 0
+
+
+def test_a_line_that_is_not_known_does_not_speak_for_one_that_is() -> None:
+    level = controller(2)
+    rungs = []
+    for tick in range(400):
+        now = tick * 0.05
+        slow = Line(gone=int(now * 5 * MB), held=25 << 20, room=56 << 20)
+        bursts = Line(gone=tick << 22, held=(50 << 20) if tick % 10 < 5 else 0, room=56 << 20)
+        level.observe(now, {"slow": slow, "bursts": bursts}, spent=now * 0.5, idle=now * 1.5)
+        rungs.append(level.next())
+        level.made(rungs[-1], FRAME, int(FRAME * stored_at("log", rungs[-1])), FRAME * cost_at("log", rungs[-1]), 0.05)
+    assert min(rungs[-100:]) > 0
+
+
 @pytest.mark.parametrize(("workers", "line", "kind"), [
     (2, 10 * MB, "log"), (2, 25 * MB, "log"), (16, 10 * MB, "log"), (16, 25 * MB, "log"), (16, 100 * MB, "log"),
     (16, 10 * MB, "copy"), (16, 25 * MB, "copy"), (64, 100 * MB, "copy"),

@@ -400,6 +400,9 @@ def test_what_is_paced_in_smaller_pieces_or_is_much_is_not_handed_over_at_once()
     assert slow.whole() is None
     assert PartBody(bytes((64 << 10) + 1)).whole() is None
     assert slow.reached == 0
+    slow.open().read()
+    slow.pace(lambda count: None, lambda count: None, 1 << 20)
+    assert slow.whole() is None, "a part of it has left in a piece of its own"
 
 
 def test_pieces_grow_while_the_line_takes_them_at_once_and_begin_small_again_when_it_does_not() -> None:

@@ -53,11 +53,11 @@ class IdleCores:
                     if name in self._cores:
                         idle += int(counters[3]) + int(counters[4])
         except (OSError, ValueError, IndexError):
-            return None
+            return self.seconds
         # (The kernel's counters go back now and then, by a little.)
-        more = 0 if self._before is None else max(0, idle - self._before)
-        self.seconds = (self.seconds or 0.0) + more / self._tick
-        self._looked, self._before = now, idle
+        before = idle if self._before is None else self._before
+        self.seconds = (self.seconds or 0.0) + max(0, idle - before) / self._tick
+        self._looked, self._before = now, max(before, idle)
         return self.seconds
 
 

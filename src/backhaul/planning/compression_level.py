@@ -21,14 +21,14 @@ from collections.abc import Mapping, Sequence
 
 import msgspec
 
-# The line is measured over so many seconds. A line that was idle is not measured for a while, and over less time at
-# first: sockets take a lot at once, which says nothing of it.
+# The line is measured over so many seconds. A line of which nothing is known is not measured for a while: sockets take
+# a lot at once, which says nothing of it.
 _WINDOW = 1.5
 _FIRST = 0.8
-_EARLY = 0.4
 _SOONEST = 0.2
-# What the cores do is averaged over so many seconds, at least.
+# What the cores do is averaged over so many seconds, at least; how often the kernel is asked for it.
 _CORES_WINDOW = 4.0
+_IDLE_EVERY = 0.25
 # A line of which it is known that what waits lasts for so many seconds does not run dry.
 _AHEAD = 0.6
 # Shares of the room: with less than that many seconds' bytes a line may run dry, and with less than the first share
@@ -100,7 +100,7 @@ class _LineRate:
         self.room = 0
         self._samples: deque[tuple[float, int]] = deque()
         self._busy_since: float | None = None
-        self._waits_since = math.inf
+        self._waits_since = self._dry_since = math.inf
 
     def observe(self, now: float, line: Line) -> None:
         self.fill = min(1.0, max(0, line.held) / line.room) if line.room > 0 else 0.0
@@ -109,6 +109,7 @@ class _LineRate:
         if samples and (now < samples[-1][0] or line.gone < samples[-1][1]):
             samples.clear()  # the clock or the counter went back: begin anew
             self._busy_since = None
+            self._waits_since = self._dry_since = math.inf
         if samples and now == samples[-1][0]:
             return
         samples.append((now, line.gone))
@@ -116,17 +117,21 @@ class _LineRate:
             samples.popleft()
         if self.fill < self.low:
             self._busy_since = None
-            measured = self._measured(now - _WINDOW)
+            self._dry_since = min(self._dry_since, now)
+            if now - self._dry_since > _FIRST:
+                self._waits_since = math.inf  # what comes after such a pause is a beginning once more
+            # (Over less than a window this would be what sockets take.)
+            measured = self._measured(-math.inf) if now - samples[0][0] >= _WINDOW else None
             if self.rate is not None and measured is not None:
                 self.rate = max(self.rate, measured)
             return
+        self._dry_since = math.inf
         self._waits_since = min(self._waits_since, now)
         if self._busy_since is None:
             self._busy_since = now
         elif now - self._busy_since >= (_FIRST if self.rate is None else _SOONEST):
-            early = now - self._busy_since < 2 * _WINDOW
-            measured = self._measured(max(self._busy_since, now - _EARLY) if early else self._busy_since)
-            self.rate = measured if measured is not None else self.rate
+            # (Nothing at all is a pause: replies that are waited for, a packet that was lost.)
+            self.rate = self._measured(self._busy_since) or self.rate
 
     @property
     def new(self) -> bool:
@@ -234,10 +239,12 @@ class LevelController:
         for key, line in lines.items():
             self._lines.setdefault(key, _LineRate()).observe(now, line)
         self._source = source * _SOURCE_MARGIN if source > 0 else math.inf
-        if spent is None or idle is None:
-            self._cores.clear()
-            return
         cores = self._cores
+        if spent is None or idle is None:
+            cores.clear()
+            return
+        if cores and idle == cores[-1][2] and now - cores[-1][0] < _IDLE_EVERY:
+            return  # what is idle was not looked at again: both have to be of the same time
         if cores and (now <= cores[-1][0] or spent < cores[-1][1] or idle < cores[-1][2]):
             cores.clear()
         cores.append((now, spent, idle))
@@ -249,8 +256,9 @@ class LevelController:
     def next(self) -> int:
         """Return the rung for the next frame."""
         self._chosen += 1
-        fuller = max((line for line in self._lines.values()), key=lambda line: line.fill - line.low, default=None)
-        if fuller is None or fuller.fill < fuller.low or (fuller.rate is None and not fuller.new):
+        known = [line for line in self._lines.values() if line.rate is not None or line.new]
+        fuller = max(known, key=lambda line: line.fill - line.low, default=None)
+        if fuller is None or fuller.fill < fuller.low:
             return 0
         rungs, position, most = self._plan()
         fill, aim = fuller.fill, fuller.low + _MORE
@@ -295,16 +303,20 @@ class LevelController:
         cores can do.
         """
         rungs = self._frontier()
-        measured = [line for line in self._lines.values() if line.fill >= line.low and line.rate is not None]
+        measured = self._measured_lines()
         if not measured:
             # Something waits, and nothing is known yet: not as fast as possible, and not slowly.
-            return [rung for rung in rungs if self._cost(rung) <= _UNKNOWN_COST * self._cost(0)], 1.0, 1.0
+            return [rung for rung in rungs[:2] if self._cost(rung) <= _UNKNOWN_COST * self._cost(0)], 1.0, 1.0
         slowest = min(measured, key=lambda line: line.rate or 0.0)
         rate = max(1.0, slowest.rate or 0.0)
         rungs = [rung for rung in rungs if rung == 0 or self._stall(rung, rate) <= 0]
         by_cores = self._crossing(rungs, rate, self.budget / self._reserve, math.inf)
         by_source = self._crossing(rungs, rate, math.inf, self._source)
         return rungs, min(by_cores, by_source), by_cores
+
+    def _measured_lines(self) -> list[_LineRate]:
+        """Return the lines that are busy, and whose rate is known."""
+        return [line for line in self._lines.values() if line.fill >= line.low and line.rate is not None]
 
     def _crossing(self, rungs: list[int], rate: float, budget: float, source: float) -> float:
         """Return the place from which on the line is not the slowest: the cores are, or the source is."""
@@ -361,7 +373,7 @@ class LevelController:
         """
         if self._chosen % _PROBE_EVERY:
             return rung
-        rate = min((line.rate for line in self._lines.values() if line.rate is not None), default=math.inf)
+        rate = max((line.rate or 0.0 for line in self._measured_lines()), default=math.inf)
         used = self._of_late()
         spare = used is None or used[1] >= _SPARE * self._workers
         dearest = math.inf if spare and self._reserve == 1 else _PROBE_COST * self._rungs[rung].cost

@@ -80,13 +80,13 @@ class PartBody:
     def whole(self) -> memoryview | None:
         """Return all bytes, when they are due, if they are so few that they leave in one piece anyway; else None.
 
-        A reader's bytes are sent when the server has said that it would take them (``Expect: 100-continue``), which
-        is right for much, and a round trip in vain for little.
+        They count as handed out before there is a connection. A reader's bytes are sent when the server has said that
+        it would take them (``Expect: 100-continue``), which is right for much, and a round trip in vain for little.
 
         Raises:
             BodyCancelledError: the bytes are not wanted any more.
         """
-        if len(self.view) > min(_PIECE, self._piece):
+        if len(self.view) > min(_PIECE, self._piece) or 0 < self._reached < len(self.view):
             return None
         return self.next_piece(0, len(self.view))
 

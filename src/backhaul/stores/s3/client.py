@@ -102,7 +102,7 @@ def new_client(session: Session, location: Location, read_timeout: float) -> S3C
             # A store's log tells who it was. (botocore's own text is put together twice for each request, which was an
             # eighth of the CPU time of a small one.)
             user_agent=f"backhaul/{VERSION} botocore/{botocore_version}",
-            # Part bodies are memoryviews of reused memory, which validation would refuse.
+            # What is asked for is made here; each request would be compared with the service's model once more.
             parameter_validation=False,
             retries={"total_max_attempts": 1},
             # Third-party stores answer errors to the trailers that newer botocore adds by itself.

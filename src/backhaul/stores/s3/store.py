@@ -206,7 +206,7 @@ class S3Store:
             reply = self._client.put_object(
                 Bucket=self._bucket,
                 Key=self._prefix + key,
-                Body=_sendable(body),
+                Body=sendable(body),
                 ContentLength=len(body),
                 Metadata=dict(metadata),
                 **checks,
@@ -247,7 +247,7 @@ class S3Store:
                 Key=self._prefix + upload.key,
                 UploadId=upload.token,
                 PartNumber=number,
-                Body=_sendable(body),
+                Body=sendable(body),
                 ContentLength=len(body),
                 **checks,
             )
@@ -703,15 +703,16 @@ def _quoted(etag: str) -> str:
     return etag if etag.startswith('"') else f'"{etag}"'
 
 
-def _sendable(body: Body) -> Any:
-    """Return what botocore takes for a body: of few bytes a view, of many a reader.
+def sendable(body: Body) -> Any:
+    """Return what botocore takes for a body: few bytes as a byte array, of many a reader.
 
-    It makes a reader of ``bytes`` itself, and a reader's bytes wait for the server's word (``PartBody.whole``).
+    It makes a reader of ``bytes`` itself, and a reader's bytes wait for the server's word (``PartBody.whole``). A
+    view it could not send again to another region, where a redirect leads.
     """
     if not isinstance(body, PartBody):
         body = PartBody(body)
     whole = body.whole()
-    return body.open() if whole is None else whole
+    return body.open() if whole is None else bytearray(whole)
 
 
 def _keyed(reply: Any) -> bool:
