@@ -344,6 +344,25 @@ def test_a_death_at_any_step_of_a_renewal_leaves_the_old_key_or_the_new(tmp_path
     assert roles == {frozenset({SEND}), ROLES}
 
 
+def test_an_authority_that_appears_between_two_looks_is_the_authority(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fan = tmp_path / "fan"
+    make_keys(str(fan), {"db1": ROLES})
+    looks: list[str] = []
+    real = os.path.lexists
+
+    def lexists(path: str | os.PathLike[str]) -> bool:
+        looks.append(os.fspath(path))
+        return real(path) and looks.count(str(fan / "ca.key")) != 1
+
+    monkeypatch.setattr(os.path, "lexists", lexists)
+    made = make_keys(str(fan), {"db2": ROLES})
+    assert looks.count(str(fan / "ca.key")) == 2
+    assert not made.authority_is_new
+    connected(load_credentials(fan / "db1.key", name=""), load_credentials(fan / "db2.key", name=""))
+
+
 def test_two_runs_at_once_have_one_authority(tmp_path: Path) -> None:
     """Of those that begin on one new directory, all that succeed made keys that know each other."""
     for turn in range(5):

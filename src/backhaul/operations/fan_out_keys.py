@@ -196,6 +196,8 @@ def _found_authority(folder: Path, now: dt.datetime) -> tuple[Authority | None, 
             orphans = sorted(name for name in os.listdir(folder) if name.endswith(_SUFFIX))
         except OSError as error:
             raise _unwritable(folder, error) from error
+        if AUTHORITY_NAME in orphans:
+            return _found_authority(folder, now)  # another run has made it in between
         if orphans:
             # A new one would make keys that the hosts of the old one refuse.
             raise ConfigurationError(
