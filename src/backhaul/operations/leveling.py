@@ -14,12 +14,11 @@ from collections import Counter
 from collections.abc import Callable
 
 from backhaul.model.results import CompressionUse
-from backhaul.planning.compression_level import LevelController, Line
+from backhaul.planning.compression_level import IDLE_EVERY, LevelController, Line
 from backhaul.transforms import compress
 
-# Seconds between two looks at the lines, and between two at the kernel's counters.
+# Seconds between two looks at the lines.
 _TICK = 0.05
-_IDLE_EVERY = 0.25
 # Weight of the newest block of a source.
 _NEW_BLOCK = 0.1
 # What can be gone on with later is compressed again then, at the same rungs: so many times faster than it was sent.
@@ -43,7 +42,7 @@ class IdleCores:
     def look(self) -> float | None:
         """Return how many there were since the first look; None where the kernel does not say."""
         now = self._clock()
-        if now - self._looked < _IDLE_EVERY:
+        if now - self._looked < IDLE_EVERY:
             return self.seconds
         idle = 0
         try:

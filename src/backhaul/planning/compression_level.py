@@ -26,9 +26,10 @@ import msgspec
 _WINDOW = 1.5
 _FIRST = 0.8
 _SOONEST = 0.2
-# What the cores do is averaged over so many seconds, at least; how often the kernel is asked for it.
+# What the cores do is averaged over so many seconds, at least.
 _CORES_WINDOW = 4.0
-_IDLE_EVERY = 0.25
+# Seconds between two looks at what is idle: so often whoever observes asks the kernel.
+IDLE_EVERY = 0.25
 # A line of which it is known that what waits lasts for so many seconds does not run dry.
 _AHEAD = 0.6
 # Shares of the room: with less than that many seconds' bytes a line may run dry, and with less than the first share
@@ -243,7 +244,7 @@ class LevelController:
         if spent is None or idle is None:
             cores.clear()
             return
-        if cores and idle == cores[-1][2] and now - cores[-1][0] < _IDLE_EVERY:
+        if cores and idle == cores[-1][2] and now - cores[-1][0] < IDLE_EVERY:
             return  # what is idle was not looked at again: both have to be of the same time
         if cores and (now <= cores[-1][0] or spent < cores[-1][1] or idle < cores[-1][2]):
             cores.clear()
