@@ -14,7 +14,7 @@ from backhaul.formats.when import When
 from backhaul.model.objects import StoredObject, UnfinishedUpload, Upload
 from backhaul.planning.foreign_keys import have_circles
 from backhaul.planning.leftovers import plan_clean
-from backhaul.planning.read_ranges import framed_ranges, plain_ranges
+from backhaul.planning.read_ranges import framed_pieces, framed_ranges, plain_ranges
 from backhaul.planning.requirement import required_destinations
 from backhaul.planning.selection import select_backup
 
@@ -33,16 +33,41 @@ def test_framed_ranges_cover_everything_once(frames: list[tuple[int, int]], stor
     table = SeekTable()
     for frame in frames:
         table.append(*frame)
-    ranges = list(framed_ranges(table, stored, raw))
+    ranges = list(framed_ranges(table, stored))
     offset = raw_offset = frame_number = 0
     for part in ranges:
         assert (part.offset, part.raw_offset, part.first_frame) == (offset, raw_offset, frame_number)
         assert part.frames >= 1
-        assert part.frames == 1 or (part.length <= stored and part.raw_length <= raw)
+        assert part.frames == 1 or part.length <= stored
         offset += part.length
         raw_offset += part.raw_length
         frame_number += part.frames
     assert (offset, raw_offset, frame_number) == (table.stored_size, table.raw_size, len(table))
+    for part in ranges:
+        pieces = list(framed_pieces(table, part, raw))
+        assert all(piece.frames == 1 or piece.raw_length <= raw for piece in pieces)
+        offset, raw_offset, frame_number = part.offset, part.raw_offset, part.first_frame
+        for piece in pieces:
+            assert (piece.offset, piece.raw_offset, piece.first_frame) == (offset, raw_offset, frame_number)
+            assert piece.frames >= 1
+            offset += piece.length
+            raw_offset += piece.raw_length
+            frame_number += piece.frames
+        assert offset == part.offset + part.length
+        assert raw_offset == part.raw_offset + part.raw_length
+        assert frame_number == part.first_frame + part.frames
+
+
+def test_ranges_and_pieces_are_as_large_as_they_may_be() -> None:
+    """The first ones are smaller, so that the first bytes are there soon; what was fetched may decode to any size."""
+    table = SeekTable()
+    for _ in range(100):
+        table.append(1 << 19, 4 << 20)
+    ranges = list(framed_ranges(table, 8 << 20))
+    assert [part.length for part in ranges[:4]] == [1 << 20, 2 << 20, 4 << 20, 8 << 20]
+    assert all(part.length == 8 << 20 for part in ranges[4:-1])
+    assert [piece.raw_length for piece in framed_pieces(table, ranges[3], 9 << 20)] == [8 << 20] * 8
+    assert [piece.frames for piece in framed_pieces(table, ranges[3], 13 << 20)] == [3] * 5 + [1]
 
 
 @given(st.integers(0, 10_000), st.integers(1, 999))

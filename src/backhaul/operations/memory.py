@@ -23,9 +23,9 @@ from backhaul.transforms import compress, encrypt
 BASE = 110 << 20
 # Pieces that wait for one destination; a burst of the producer passes without stalling the others.
 QUEUE_BYTES = 16 << 20
-# One range of a pull: what one request fetches (two frames that did not compress), and what that may decode to.
+# What a pull fetches by one request, and what it decodes at once: in both cases two frames that did not compress.
 RANGE_STORED = 9 << 20
-RANGE_RAW = 16 << 20
+PIECE_RAW = 9 << 20
 
 
 _M_TRIM_THRESHOLD = -1
@@ -109,10 +109,12 @@ def pull_bound(
     """
     fetched = max(RANGE_STORED, largest_stored)
     if encrypted:
-        fetched = 2 * (fetched // CHUNK_SIZE + 2) * SEALED_CHUNK_SIZE
+        fetched = (fetched // CHUNK_SIZE + 2) * SEALED_CHUNK_SIZE
+    decoders = pull_decoders(workers)
     each = {
-        "decoded ranges": pull_window(workers) * max(RANGE_RAW, largest_frame),
-        "fetch buffers": workers * fetched,
+        "fetched ranges": pull_window(workers) * fetched,
+        "decoded pieces": pull_window(decoders) * max(PIECE_RAW, largest_frame),
+        **({"opened pieces": decoders * fetched} if encrypted else {}),
         "seek table": frames * (ENTRY_SIZE + 2 * 40),
     }
     return _bound({"base": BASE, **{term: lanes * size for term, size in each.items()}})
@@ -151,8 +153,13 @@ def sender_terms(log: int) -> dict[str, int]:
 
 
 def pull_window(workers: int) -> int:
-    """Return the ranges in flight: one a worker, one being written, one ready."""
+    """Return the ranges, or pieces, in flight: one a worker, one on its way out, one ready."""
     return workers + 2
+
+
+def pull_decoders(workers: int) -> int:
+    """Return how many threads decode where ``workers`` fetch: decoding waits for nothing, so one a core is enough."""
+    return min(workers, default_workers())
 
 
 def peak_memory() -> int:

@@ -1,7 +1,8 @@
 """pull: a stream of a backup, read and decoded in parallel, delivered in order, checked to the last byte.
 
-Ranges of whole frames are fetched and decoded by several workers, at most ``memory.pull_window`` of them
-ahead of what was delivered. The target gets its end (a consumer its end of input, a file its name) only
+Two stages, each with as much in flight as ``memory.pull_window`` allows: ranges are fetched, as large as requests
+should be; pieces of them are decoded, as small as memory should be: what compresses well is many times what was
+fetched. The target gets its end (a consumer its end of input, a file its name) only
 after the hash of everything was compared.
 """
 
@@ -47,9 +48,30 @@ class PullOptions(msgspec.Struct, frozen=True, kw_only=True):
     identities: tuple[Identity, ...] = ()
 
 
-class _Range(msgspec.Struct, frozen=True):
+class _Fetched(msgspec.Struct, frozen=True):
+    """A range of the stream; the span of the object that it comes from, and memory that has or will have that."""
+
     part: ReadRange
+    offset: int
+    length: int
     buffer: memoryview
+
+    @property
+    def stored(self) -> memoryview:
+        return self.buffer[: self.length]
+
+
+class _Piece(msgspec.Struct, frozen=True):
+    """A piece of a range, its span, and memory for what it decodes to; ``last_of`` is the range, at its last piece."""
+
+    part: ReadRange
+    stored: memoryview
+    buffer: memoryview
+    last_of: _Fetched | None
+
+    @property
+    def raw(self) -> memoryview:
+        return self.buffer[: self.part.raw_length]
 
 
 def pull(
@@ -154,49 +176,77 @@ def decoded(
     Args:
         stream: what to read.
         group: whose threads read; the caller is inside its block.
-        workers: threads that fetch and decode.
+        workers: threads that fetch; as many decode, but no more than there are cores.
         progress: counts requests and fetched bytes.
         on_stored: given what was fetched of the object for each range, with its offset, in order (deep verify
             hashes it). Of an encrypted stream neighbours overlap by up to a chunk.
     """
-    parts = list(stream.ranges(memory.RANGE_STORED, memory.RANGE_RAW))
-    raw_size = max((part.raw_length for part in parts), default=0)
-    stored_size = max((stream.span(part.offset, part.length)[1] for part in parts), default=0)
-    window = memory.pull_window(workers)
-    pool = BufferPool(group, window, raw_size)
-    stored_pool = BufferPool(group, window, stored_size) if on_stored else None
+    fetched, fetch_buffers = _fetched(stream, group, workers, progress)
+    if stream.table is None and not stream.encrypted:
+        for item in fetched:
+            if on_stored is not None:
+                on_stored(item.offset, item.stored)
+            yield item.stored
+            fetch_buffers.give(item.buffer)
+        return
 
-    def ranges() -> Iterator[tuple[_Range, memoryview | None]]:
-        # Buffers are handed out in the order of the ranges: the next one due always has its own.
-        for part in parts:
-            yield _Range(part, pool.take()), stored_pool.take() if stored_pool else None
+    largest = count = 0
+    for part in stream.ranges(memory.RANGE_STORED):
+        for piece in stream.pieces(part, memory.PIECE_RAW):
+            largest = max(largest, piece.raw_length)
+            count += 1
+    decoders = memory.pull_decoders(workers)
+    window = memory.pull_window(decoders)
+    buffers = BufferPool(group, window, largest)
 
-    def make_worker() -> Callable[[tuple[_Range, memoryview | None]], tuple[_Range, memoryview | None]]:
+    def pieces() -> Iterator[_Piece]:
+        for item in fetched:
+            parts = list(stream.pieces(item.part, memory.PIECE_RAW))
+            for part in parts:
+                offset, length = stream.span(part.offset, part.length)
+                stored = item.stored[offset - item.offset :][:length]
+                yield _Piece(part, stored, buffers.take(), item if part is parts[-1] else None)
+
+    def make_decoder() -> Callable[[_Piece], _Piece]:
         decoder = stream.decoder()
-        as_it_is = stream.table is None and not stream.encrypted
-        own = None if on_stored or as_it_is else memoryview(bytearray(stored_size))
 
-        def work(item: tuple[_Range, memoryview | None]) -> tuple[_Range, memoryview | None]:
-            taken, kept = item
-            part = taken.part
-            _, length = stream.span(part.offset, part.length)
-            if as_it_is and kept is None:
-                stream.fetch(part.offset, taken.buffer[: part.length])
-            else:
-                stored = kept if kept is not None else own
-                assert stored is not None
-                stream.read(part, stored[:length], taken.buffer[: part.raw_length], decoder)
-            progress.fetched(length)
-            return item
+        def decode(piece: _Piece) -> _Piece:
+            stream.decode(piece.part, piece.stored, piece.raw, decoder)
+            return piece
 
-        return work
+        return decode
 
-    # No more than there is to fetch: each has memory of its own, which a short stream would make in vain.
-    busy = min(workers, max(len(parts), 1))
-    for taken, kept in OrderedMap(group, ranges(), make_worker, workers=busy, window=window, name="fetch"):
-        if on_stored is not None and kept is not None and stored_pool is not None:
-            offset, length = stream.span(taken.part.offset, taken.part.length)
-            on_stored(offset, kept[:length])
-            stored_pool.give(kept)
-        yield taken.buffer[: taken.part.raw_length]
-        pool.give(taken.buffer)
+    decoders = min(decoders, max(count, 1))
+    for done in OrderedMap(group, pieces(), make_decoder, workers=decoders, window=window, name="decode"):
+        if done.last_of is not None and on_stored is not None:
+            on_stored(done.last_of.offset, done.last_of.stored)
+        yield done.raw
+        buffers.give(done.buffer)
+        if done.last_of is not None:
+            fetch_buffers.give(done.last_of.buffer)
+
+
+def _fetched(
+    stream: StoredStream, group: Supervisor, workers: int, progress: PullProgress
+) -> tuple[OrderedMap[_Fetched, _Fetched], BufferPool]:
+    """Begin to fetch a stream; return its ranges, in order, and where their memory is given back."""
+    window = memory.pull_window(workers)
+    largest = count = 0
+    for part in stream.ranges(memory.RANGE_STORED):
+        largest = max(largest, stream.span(part.offset, part.length)[1])
+        count += 1
+    buffers = BufferPool(group, window, largest)
+
+    def due() -> Iterator[_Fetched]:
+        # Buffers are handed out in the order of the ranges: the next one due always has its own.
+        for part in stream.ranges(memory.RANGE_STORED):
+            yield _Fetched(part, *stream.span(part.offset, part.length), buffers.take())
+
+    def fetch(item: _Fetched) -> _Fetched:
+        stream.fetch(item.offset, item.stored)
+        progress.fetched(item.length)
+        return item
+
+    # (No more threads than there is to do for: a short stream has one range.)
+    workers = min(workers, max(count, 1))
+    return OrderedMap(group, due(), lambda: fetch, workers=workers, window=window, name="fetch"), buffers

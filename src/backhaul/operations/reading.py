@@ -18,7 +18,7 @@ from backhaul.errors import BackupNotFoundError, FormatError, IntegrityError, Ob
 from backhaul.formats import names, seekable
 from backhaul.formats.age import CHUNK_SIZE, Payload
 from backhaul.model.manifest import Manifest, SegmentRecord, StreamRecord
-from backhaul.planning.read_ranges import ReadRange, framed_ranges, plain_ranges
+from backhaul.planning.read_ranges import ReadRange, framed_pieces, framed_ranges, plain_ranges
 from backhaul.stores.base import Store
 from backhaul.transforms.compress import FrameDecompressor
 from backhaul.transforms.encrypt import StreamKey
@@ -101,13 +101,20 @@ class StoredStream:
             raise self.damaged(f"it has {found.size} bytes and should have {record.size}", key)
         return _OpenSegment(key, record.size, found.etag)
 
-    def ranges(self, max_stored: int, max_raw: int) -> Iterator[ReadRange]:
-        """Yield the ranges that make the whole stream, in order."""
+    def ranges(self, max_stored: int) -> Iterator[ReadRange]:
+        """Yield what is fetched at once, in order; together it is the whole stream."""
         if self.table is None:
             # (The limit is a whole number of chunks: a sealed one is fetched once.)
             yield from plain_ranges(self.record.raw.size, max_stored)
         else:
-            yield from framed_ranges(self.table, max_stored, max_raw)
+            yield from framed_ranges(self.table, max_stored)
+
+    def pieces(self, part: ReadRange, max_raw: int) -> Iterator[ReadRange]:
+        """Yield what of a range is decoded at once, in order."""
+        if self.table is None:
+            yield part
+        else:
+            yield from framed_pieces(self.table, part, max_raw)
 
     @property
     def encrypted(self) -> bool:
@@ -148,25 +155,31 @@ class StoredStream:
                 raise self.damaged(f"it ends before byte {offset}")
 
     def read(self, part: ReadRange, stored: memoryview, out: memoryview, decoder: RangeDecoder) -> None:
-        """Fetch a range's span into ``stored`` and decode it into ``out``; from many threads, each with its decoder.
+        """Fetch a range's span into ``stored`` and decode it into ``out``, as ``decode`` does."""
+        self.fetch(self.span(part.offset, part.length)[0], stored)
+        self.decode(part, stored, out, decoder)
 
-        A range that arrives damaged is fetched again: what the network damaged is whole then, what the store
-        damaged is not. ``rereads`` counts these.
+    def decode(self, part: ReadRange, stored: memoryview, out: memoryview, decoder: RangeDecoder) -> None:
+        """Decode a range into ``out`` from its span in ``stored``; from many threads, each with its decoder.
+
+        A range that arrived damaged is fetched again, to where it was: what the network damaged is whole then, what
+        the store damaged is not. ``rereads`` counts these. (The spans of neighbours in an encrypted stream share a
+        chunk. Who decodes that one meanwhile sees the same bytes, or finds what is wrong with them, too.)
 
         Raises:
             IntegrityError: it is damaged where it lies.
             PreconditionError: the object was replaced since this stream was opened.
+            StoreError: it could not be fetched again.
         """
-        offset, _ = self.span(part.offset, part.length)
-        for last in (False,) * _REREADS + (True,):
-            self.fetch(offset, stored)
+        for attempt in range(_REREADS + 1):
             try:
                 self._decode(part, stored, out, decoder)
                 return
             except IntegrityError:
-                if last:
+                if attempt == _REREADS:
                     raise
-                self.rereads += 1
+            self.rereads += 1
+            self.fetch(self.span(part.offset, part.length)[0], stored)
 
     def _decode(self, part: ReadRange, stored: memoryview, out: memoryview, decoder: RangeDecoder) -> None:
         """Decode the frames of a range, side by side in ``out``, each against its checksum.
