@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections import Counter
 from collections.abc import Callable, Iterator
 
 import pytest
@@ -128,6 +129,26 @@ def test_looks_that_are_far_apart_measure_a_line_all_the_same() -> None:
         rungs.append(level.next())
         level.made(rungs[-1], FRAME, int(FRAME * stored_at("log", rungs[-1])), FRAME * cost_at("log", rungs[-1]), 0.05)
     assert min(rungs) > 0
+
+
+@pytest.mark.parametrize("kind", ["log", "copy"])
+@pytest.mark.parametrize(("spent", "idle"), [(0.3, 0.05), (0.7, 0.0), (0.7, 0.2)])
+def test_a_line_that_parts_leave_in_bursts_is_not_slow_and_fast_by_turns(kind: str, spent: float, idle: float) -> None:
+    """Several parts at once, and then few for as long: what is best is a mixture of two rungs all the while."""
+    level = controller(2)
+    half = 32  # looks in 1.6 s
+    chosen: list[int] = []
+    gone = 0.0
+    for tick in range(16 * half):
+        now = tick * 0.05
+        gone += 0.05 * 10 * MB * (1.7 if tick // half % 2 == 0 else 0.3)
+        line = Line(gone=int(gone), held=16 << 20, room=56 << 20)
+        level.observe(now, {"s3": line}, spent=now * spent, idle=now * idle)
+        chosen.append(level.next())
+        rung = chosen[-1]
+        level.made(rung, FRAME, int(FRAME * stored_at(kind, rung)), FRAME * cost_at(kind, rung), 0.05)
+    settled = Counter(chosen[8 * half :])
+    assert sum(count for _, count in settled.most_common(2)) >= 0.9 * 8 * half
 
 
 def test_a_line_that_is_not_known_does_not_speak_for_one_that_is() -> None:

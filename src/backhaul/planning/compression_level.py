@@ -21,9 +21,10 @@ from collections.abc import Mapping, Sequence
 
 import msgspec
 
-# The line is measured over so many seconds. A line of which nothing is known is not measured for a while: sockets take
-# a lot at once, which says nothing of it.
-_WINDOW = 1.5
+# The line is measured over as long as it takes for what can wait, within these bounds in seconds: parts leave in
+# bursts, several at once and then none, and over less than that a line seems to be half or twice as fast as it is. One
+# of which nothing is known is not measured for a while: sockets take a lot at once, which says nothing of it.
+_WINDOW, _LONGEST = 1.5, 6.0
 _FIRST = 0.8
 _SOONEST = 0.2
 # What the cores do is averaged over so many seconds, at least.
@@ -114,7 +115,7 @@ class _LineRate:
         if samples and now == samples[-1][0]:
             return
         samples.append((now, line.gone))
-        while len(samples) > 2 and samples[1][0] <= now - _WINDOW:
+        while len(samples) > 2 and samples[1][0] <= now - self._window:
             samples.popleft()
         if self.fill < self.low:
             self._busy_since = None
@@ -122,7 +123,7 @@ class _LineRate:
             if now - self._dry_since > _FIRST:
                 self._waits_since = math.inf  # what comes after such a pause is a beginning once more
             # (Over less than a window this would be what sockets take.)
-            measured = self._measured(-math.inf) if now - samples[0][0] >= _WINDOW else None
+            measured = self._measured(now - 2 * _WINDOW) if now - samples[0][0] >= _WINDOW else None
             if self.rate is not None and measured is not None:
                 self.rate = max(self.rate, measured)
             return
@@ -133,6 +134,11 @@ class _LineRate:
         elif now - self._busy_since >= (_FIRST if self.rate is None else _SOONEST):
             # (Nothing at all is a pause: replies that are waited for, a packet that was lost.)
             self.rate = self._measured(self._busy_since) or self.rate
+
+    @property
+    def _window(self) -> float:
+        """The seconds over which the line is measured."""
+        return min(_LONGEST, max(_WINDOW, self.room / self.rate)) if self.rate else _WINDOW
 
     @property
     def new(self) -> bool:
