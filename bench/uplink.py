@@ -42,7 +42,7 @@ LOG_LEVELS: dict[int, tuple[float, tuple[int, ...]]] = {
 # A line that is ten times as fast from so many seconds on.
 CHANGE = (10_000_000, 10, 100_000_000)
 _CHANGE_LEVELS = (1, 6, 8)
-# A run takes about so many seconds at level 1, where the size does not end it sooner.
+# A run of dump text takes about so many seconds at level 1, where the size does not end it sooner.
 _SECONDS = 15.0
 _RATIO = 4.3
 _LOG_RATIO = 10.9
@@ -131,7 +131,10 @@ def compared(text: Path, size: int, levels: tuple[int, ...], rates: tuple[float,
 
 
 def uplink(directory: Path, size: int, rounds: int, only: tuple[int, ...] | None = None) -> Results:
-    """Measure pushes of at most ``size`` bytes over each line; ``only`` names rates, -1 the one that changes."""
+    """Measure pushes over each line, of at most ``size`` bytes of text and five times as much of a log.
+
+    ``only`` names rates, -1 the one that changes.
+    """
     text = data.text(directory / "text", size)
     comparisons = []
     for rate, levels in LEVELS.items():

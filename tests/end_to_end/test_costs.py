@@ -96,7 +96,7 @@ def reads(stored: int) -> tuple[int, int]:
 
     Whole frames make a range, and whole frames of a range make a piece.
     """
-    frames_a_range = memory.RANGE_STORED // -(-stored // FRAMES)
+    frames_a_range = min(FRAMES, memory.RANGE_STORED // -(-stored // FRAMES))
     ranges = -(-FRAMES // frames_a_range)
     return ranges, ranges * -(-frames_a_range // (memory.PIECE_RAW // FRAME_SIZE))
 

@@ -211,6 +211,18 @@ def test_a_line_that_changes_is_followed(before: float, after: float) -> None:
     assert sum(fast) / len(fast) < 0.5
 
 
+@pytest.mark.parametrize(("before", "after"), [(100 * MB, 10 * MB), (10 * MB, 3 * MB), (3 * MB, 10 * MB)])
+def test_eight_seconds_after_a_change_a_line_is_as_if_it_had_always_been_so(before: float, after: float) -> None:
+    """A slow line is measured over six seconds, so it takes longer to be believed."""
+
+    def run(line: Callable[[float], float]) -> float:
+        outcome = simulate(frames("copy", int(50e9)), controller(2), line=line, until=38.0)
+        rungs = at(outcome, 23, 38)
+        return sum(rungs) / len(rungs)
+
+    assert abs(run(lambda now: before if now < 15 else after) - run(lambda now: after)) < 0.4
+
+
 def test_data_that_stops_compressing_costs_nothing_and_the_rest_is_found_again() -> None:
     def stream() -> Iterator[Frame]:
         yield from frames("log", int(500 * MB))

@@ -47,7 +47,10 @@ command is killed and the file never appears, while a pipe can't tell its reader
     help="How long a store that is ill or away is tried again.",
 )
 @click.option(
-    "--workers", type=click.IntRange(1, 256), metavar="N", help="Fetching and decoding threads.  [default: two a core]"
+    "--workers",
+    type=click.IntRange(1, 256),
+    metavar="N",
+    help="Fetching threads; as many decode, at most one a core.  [default: two a core]",
 )
 @click.option("--quiet", "-q", is_flag=True, help="No progress and no summary; errors only.")
 @option_json("Print the result as one JSON object on stderr (stdout is data).")

@@ -23,7 +23,7 @@ from backhaul.transforms import compress, encrypt
 BASE = 110 << 20
 # Pieces that wait for one destination; a burst of the producer passes without stalling the others.
 QUEUE_BYTES = 16 << 20
-# What a pull fetches by one request, and what it decodes at once: in both cases two frames that did not compress.
+# What a pull fetches by one request, and what it decodes at once: two frames, also of what did not compress.
 RANGE_STORED = 9 << 20
 PIECE_RAW = 9 << 20
 
@@ -113,7 +113,8 @@ def pull_bound(
     decoders = pull_decoders(workers)
     each = {
         "fetched ranges": pull_window(workers) * fetched,
-        "decoded pieces": pull_window(decoders) * max(PIECE_RAW, largest_frame),
+        # (What has no frames is decoded as it was fetched.)
+        "decoded pieces": pull_window(decoders) * max(PIECE_RAW, RANGE_STORED, largest_frame),
         **({"opened pieces": decoders * fetched} if encrypted else {}),
         "seek table": frames * (ENTRY_SIZE + 2 * 40),
     }
@@ -158,7 +159,7 @@ def pull_window(workers: int) -> int:
 
 
 def pull_decoders(workers: int) -> int:
-    """Return how many threads decode where ``workers`` fetch: decoding waits for nothing, so one a core is enough."""
+    """Return how many threads decode where ``workers`` fetch: they seldom wait, so one a core is enough."""
     return min(workers, default_workers())
 
 

@@ -1,9 +1,9 @@
 """pull: a stream of a backup, read and decoded in parallel, delivered in order, checked to the last byte.
 
-Two stages, each with as much in flight as ``memory.pull_window`` allows: ranges are fetched, as large as requests
-should be; pieces of them are decoded, as small as memory should be: what compresses well is many times what was
-fetched. The target gets its end (a consumer its end of input, a file its name) only
-after the hash of everything was compared.
+Two stages, each with at most as much in hand as ``memory.pull_window`` says: ranges are fetched, as large as requests
+should be, and kept until the last of them is delivered; pieces of them are decoded, as small as memory should be: what
+compresses well is many times what was fetched. The target gets its end (a consumer its end of input, a file its name)
+only after the hash of everything was compared.
 """
 
 from __future__ import annotations
@@ -36,7 +36,8 @@ class PullOptions(msgspec.Struct, frozen=True, kw_only=True):
 
     Attributes:
         stream: the stream's name; None for the only one.
-        workers: threads that fetch and decode; None for twice the cores, since they also wait for the network.
+        workers: threads that fetch; None for twice the cores, since they wait for the network. As many decode, at most
+            one a core.
         patience: seconds for which a store that is ill or away is tried again.
         identities: whose secrets open an encrypted backup (``backhaul.read_identities``). With one a backup that is
             not encrypted is refused.

@@ -104,7 +104,7 @@ class StoredStream:
     def ranges(self, max_stored: int) -> Iterator[ReadRange]:
         """Yield what is fetched at once, in order; together it is the whole stream."""
         if self.table is None:
-            # (The limit is a whole number of chunks: a sealed one is fetched once.)
+            # (The limit, and an eighth of it, is a whole number of chunks: a sealed one is fetched once.)
             yield from plain_ranges(self.record.raw.size, max_stored)
         else:
             yield from framed_ranges(self.table, max_stored)

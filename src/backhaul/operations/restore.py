@@ -46,7 +46,8 @@ class RestoreOptions(msgspec.Struct, frozen=True, kw_only=True):
         globals_: whether roles or accounts that the server lacks are made from the backup.
         no_owner: (PostgreSQL) whether everything belongs to the account that restores.
         jobs: streams side by side, and indexes; None for one a core.
-        workers: threads that fetch and decode, over all streams; None for two a core.
+        workers: threads that fetch, over all streams; None for two a core. For each stream as many decode, at most
+            one a core.
         patience: seconds for which a store that is ill or away is tried again.
         identities: whose secrets open an encrypted backup.
     """
@@ -221,6 +222,8 @@ class RestoreRun:
         self._jobs = options.jobs or memory.default_workers()
         self._largest_table: SeekTable | None = None
         self._encrypted = False
+        # Lanes and threads of each phase so far.
+        self._in_use: set[tuple[int, int]] = set()
         self._streams: list[str] = []
         self._size = 0
 
@@ -267,6 +270,7 @@ class RestoreRun:
         lanes = max(1, min(self._jobs, len(phase.steps)))
         total = self._options.workers or 2 * memory.default_workers()
         workers = total if lanes == 1 else -(-total // lanes) + 1
+        self._in_use.add((lanes, workers))
         todo = iter(phase.steps)
         lock = threading.Lock()
         group = Supervisor("restore")
@@ -320,13 +324,16 @@ class RestoreRun:
         )
 
     def _memory(self, table: SeekTable | None) -> MemoryBound:
-        total = self._options.workers or 2 * memory.default_workers()
-        workers = total if self._jobs == 1 else -(-total // self._jobs) + 1
-        return memory.pull_bound(
-            workers,
-            max(table.raw_sizes) if table else 0,
-            max(table.stored_sizes) if table else 0,
-            len(table) if table else 0,
-            encrypted=self._encrypted,
-            lanes=self._jobs,
-        )
+        # (Not all phases have as many streams as there may be lanes, and few lanes have more threads, rounded up.)
+        bounds = [
+            memory.pull_bound(
+                workers,
+                max(table.raw_sizes) if table else 0,
+                max(table.stored_sizes) if table else 0,
+                len(table) if table else 0,
+                encrypted=self._encrypted,
+                lanes=lanes,
+            )
+            for lanes, workers in self._in_use or {(1, 1)}
+        ]
+        return max(bounds, key=lambda bound: bound.total)

@@ -40,7 +40,7 @@ def verify(
     Args:
         reference: ``SERIES[@WHEN]``.
         deep: read, decode and hash every byte; else compare what the store says with the manifest.
-        workers: threads that fetch and decode (deep).
+        workers: threads that fetch (deep); as many decode, at most one a core.
         patience: seconds for which a store that is ill or away is tried again.
         progress: counters to keep up to date (deep).
         identities: for encrypted streams: whose secrets open them (needed for deep), and check the manifest's MAC.

@@ -10,7 +10,7 @@ import msgspec
 from backhaul.formats.seekable import SeekTable
 
 # The first range is at most this part of what one may be, and each after it twice as much: whoever waits for the first
-# bytes has them soon, also over a slow line.
+# bytes has them soon, also over a slow line, which all that is fetched at once shares.
 _FIRST = 8
 
 
@@ -65,7 +65,9 @@ def _frames_within(table: SeekTable, first: int, end: int, offsets: Sequence[int
 
 
 def plain_ranges(size: int, max_length: int) -> Iterator[ReadRange]:
-    """Cut a stream that was stored as it is into ranges of equal length."""
-    for offset in range(0, size, max_length):
-        length = min(max_length, size - offset)
+    """Cut a stream that was stored as it is into ranges."""
+    offset, limit = 0, -(-max_length // _FIRST)
+    while offset < size:
+        length = min(limit, size - offset)
         yield ReadRange(offset, length, offset, length)
+        offset, limit = offset + length, min(2 * limit, max_length)
