@@ -56,8 +56,8 @@ class Kind(msgspec.Struct, frozen=True):
 KINDS = (
     Kind("text", "dump text", data.text, 1),
     Kind("pgbench", "a pgbench database's dump", data.pgbench, 1),
-    Kind("mixed", "dump text with attachments", data.mixed, 2),
-    Kind("random", "random bytes", data.incompressible, 4),
+    Kind("mixed", "dump text with attachments", data.mixed, 1),
+    Kind("random", "random bytes", data.incompressible, 2),
 )
 
 
