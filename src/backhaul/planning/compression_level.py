@@ -33,6 +33,8 @@ _CORES_WINDOW = 4.0
 IDLE_EVERY = 0.25
 # A line of which it is known that what waits lasts for so many seconds does not run dry.
 _AHEAD = 0.6
+# For so many seconds it may take from what waits while all frames wait for one of a dense rung.
+_PATIENCE = 0.1
 # Shares of the room: with less than that many seconds' bytes a line may run dry, and with less than the first share
 # in any case, but with the second in none (of a line that was not measured yet: with less than the second). So much
 # more is aimed at.
@@ -316,7 +318,7 @@ class LevelController:
             return [rung for rung in rungs[:2] if self._cost(rung) <= _UNKNOWN_COST * self._cost(0)], 1.0, 1.0
         slowest = min(measured, key=lambda line: line.rate or 0.0)
         rate = max(1.0, slowest.rate or 0.0)
-        rungs = [rung for rung in rungs if rung == 0 or self._stall(rung, rate) <= 0]
+        rungs = [rung for rung in rungs if rung == 0 or self._stall(rung, rate) <= _PATIENCE * rate]
         by_cores = self._crossing(rungs, rate, self.budget / self._reserve, math.inf)
         by_source = self._crossing(rungs, rate, math.inf, self._source)
         return rungs, min(by_cores, by_source), by_cores
