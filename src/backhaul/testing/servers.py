@@ -18,7 +18,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from urllib.parse import quote
@@ -123,6 +123,7 @@ class SeaweedFS(S3Server):
     """
 
     options: tuple[str, ...] = ()
+    _ports: Sequence[int] = ()
 
     @property
     def pid(self) -> int:
@@ -161,7 +162,7 @@ class SeaweedFS(S3Server):
         data = self.directory / "data"
         data.mkdir(exist_ok=True)
         names = ["s3", "master", "volume", "filer"]
-        ports = free_ports(2 * len(names) + 2)
+        ports = self._ports = free_ports(2 * len(names) + 2)
         self.port = ports[0]
         flags = [f"-{name}.port={ports[2 * i]}" for i, name in enumerate(names)]
         flags += [f"-{name}.port.grpc={ports[2 * i + 1]}" for i, name in enumerate(names)]
@@ -246,6 +247,10 @@ class SeaweedFS(S3Server):
         except subprocess.TimeoutExpired:
             process.kill()
             process.wait()
+        # (Whatever it is told, it makes sockets there, and leaves them.)
+        for port in self._ports:
+            for left in Path("/tmp").glob(f"seaweedfs-*-{port}.sock"):
+                left.unlink(missing_ok=True)
 
 
 @contextlib.contextmanager
