@@ -30,8 +30,8 @@ CONTENT = b"".join(
 
 
 @pytest.fixture
-def key(cli: Cli, tmp_path: Path) -> Key:
-    return Key(cli, tmp_path / "key")
+def key(local_cli: Cli, tmp_path: Path) -> Key:
+    return Key(local_cli, tmp_path / "key")
 
 
 def third_range(stream: StoredStream) -> list[ReadRange]:
@@ -116,7 +116,9 @@ def test_what_is_harmed_each_time_is_refused(tmp_path: Path, monkeypatch: pytest
 
 @pytest.mark.parametrize("encrypted", [False, True])
 @pytest.mark.parametrize("compress", ["auto", "none"])
-@pytest.mark.parametrize("limit", [9 << 20, 1 << 20])  # the second is less than a frame
+@pytest.mark.parametrize(
+    "limits", [(9 << 20, 9 << 20), (9 << 20, 1 << 20), (1 << 20, 9 << 20)]
+)  # also less than a frame
 @pytest.mark.parametrize("content", ["quarter", "zeros", "noise"])
 def test_memory_is_within_its_terms(
     tmp_path: Path,
@@ -124,7 +126,7 @@ def test_memory_is_within_its_terms(
     key: Key,
     encrypted: bool,
     compress: str,
-    limit: int,
+    limits: tuple[int, int],
     content: str,
 ) -> None:
     """All that a pull has in hand, against what it says it may have."""
@@ -146,8 +148,8 @@ def test_memory_is_within_its_terms(
 
     monkeypatch.setattr(BufferPool, "__init__", making)
     monkeypatch.setattr(RangeDecoder, "opened", opening)
-    monkeypatch.setattr(memory, "RANGE_STORED", limit)
-    monkeypatch.setattr(memory, "PIECE_RAW", limit)
+    monkeypatch.setattr(memory, "RANGE_STORED", limits[0])
+    monkeypatch.setattr(memory, "PIECE_RAW", limits[1])
     target = MemoryTarget()
     identities = (key.identity,) if encrypted else ()
     pulled = backhaul.pull(series, target, backhaul.PullOptions(workers=3, identities=identities))

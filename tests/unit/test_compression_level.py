@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from backhaul.planning.compression_level import LevelController, Line, Prior
+from backhaul.planning.compression_level import LevelController, Line, Prior, _LineRate
 from backhaul.transforms.compress import LADDER
 from tests.unit.compression_simulation import (
     FRAME,
@@ -149,6 +149,33 @@ def test_a_line_that_parts_leave_in_bursts_is_not_slow_and_fast_by_turns(kind: s
         level.made(rung, FRAME, int(FRAME * stored_at(kind, rung)), FRAME * cost_at(kind, rung), 0.05)
     settled = Counter(chosen[8 * half :])
     assert sum(count for _, count in settled.most_common(2)) >= 0.9 * 8 * half
+
+
+def test_a_rung_is_not_left_out_for_a_moment_in_which_others_wait() -> None:
+    """Frames that take longer than a window of others lasts on the line, by a few milliseconds, with plenty waiting."""
+    level = controller(2)
+    rate, contention = 40 * MB, 1.5
+    frame, stored = contention * FRAME * cost_at("pgbench", 1), FRAME * stored_at("pgbench", 1)
+    assert 0 < frame - 4 * stored / rate < 0.02
+    chosen = []
+    for tick in range(200):
+        now = tick * 0.05
+        line = Line(gone=int(now * rate), held=25 << 20, room=56 << 20)
+        level.observe(now, {"s3": line}, spent=now * 0.8, idle=now * 0.8)
+        chosen.append(level.next())
+        rung = chosen[-1]
+        cpu = FRAME * cost_at("pgbench", rung)
+        level.made(rung, FRAME, int(FRAME * stored_at("pgbench", rung)), cpu, contention * cpu)
+    assert sum(rung > 0 for rung in chosen[100:]) > 20
+
+
+def test_a_line_that_runs_dry_is_not_taken_for_as_fast_as_sockets_are() -> None:
+    """What they take at once after a pause counts with the pause."""
+    rate = _LineRate()
+    for now, gone in ((0.0, 0), (0.5, 20), (1.0, 40), (1.5, 60), (2.0, 80), (3.4, 80), (3.65, 128)):
+        rate.observe(now, Line(gone=gone * 1_000_000, held=(40 << 20) if now <= 2 else 0, room=56 << 20))
+    assert rate.rate is not None
+    assert 35e6 < rate.rate < 60e6
 
 
 def test_a_line_that_is_not_known_does_not_speak_for_one_that_is() -> None:

@@ -9,9 +9,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from backhaul.errors import UsageError
+from backhaul.formats.age import CHUNK_SIZE
 from backhaul.formats.seekable import SeekTable
 from backhaul.formats.when import When
 from backhaul.model.objects import StoredObject, UnfinishedUpload, Upload
+from backhaul.operations import memory
 from backhaul.planning.foreign_keys import have_circles
 from backhaul.planning.leftovers import plan_clean
 from backhaul.planning.read_ranges import framed_pieces, framed_ranges, plain_ranges
@@ -68,6 +70,12 @@ def test_ranges_and_pieces_are_as_large_as_they_may_be() -> None:
     assert all(part.length == 8 << 20 for part in ranges[4:-1])
     assert [piece.raw_length for piece in framed_pieces(table, ranges[3], 9 << 20)] == [8 << 20] * 8
     assert [piece.frames for piece in framed_pieces(table, ranges[3], 13 << 20)] == [3] * 5 + [1]
+
+
+def test_what_has_no_frames_begins_with_small_ranges_too_of_whole_chunks() -> None:
+    lengths = [part.length for part in plain_ranges(40 << 20, 8 << 20)]
+    assert lengths == [length << 20 for length in (1, 2, 4, 8, 8, 8, 8, 1)]
+    assert all(part.offset % CHUNK_SIZE == 0 for part in plain_ranges(100 << 20, memory.RANGE_STORED))
 
 
 @given(st.integers(0, 10_000), st.integers(1, 999))

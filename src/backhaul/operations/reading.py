@@ -46,6 +46,7 @@ class RangeDecoder:
     def opened(self, size: int) -> memoryview:
         """Return memory for that many opened bytes; its content is that of the last use."""
         if len(self._opened) < size:
+            self._opened = memoryview(b"")  # (not both at once)
             self._opened = memoryview(bytearray(size))
         return self._opened[:size]
 

@@ -46,8 +46,8 @@ class RestoreOptions(msgspec.Struct, frozen=True, kw_only=True):
         globals_: whether roles or accounts that the server lacks are made from the backup.
         no_owner: (PostgreSQL) whether everything belongs to the account that restores.
         jobs: streams side by side, and indexes; None for one a core.
-        workers: threads that fetch, over all streams; None for two a core. For each stream as many decode, at most
-            one a core.
+        workers: threads that fetch, over all streams, and one more for each of several; None for two a core. For each
+            stream as many decode, at most one a core.
         patience: seconds for which a store that is ill or away is tried again.
         identities: whose secrets open an encrypted backup.
     """

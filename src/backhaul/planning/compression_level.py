@@ -125,7 +125,7 @@ class _LineRate:
             if now - self._dry_since > _FIRST:
                 self._waits_since = math.inf  # what comes after such a pause is a beginning once more
             # (Over less than that it would be what sockets take.)
-            measured = self._measured(now - self._window) if now - samples[0][0] >= _WINDOW else None
+            measured = self._measured(-math.inf) if now - samples[0][0] >= _WINDOW else None
             if self.rate is not None and measured is not None:
                 self.rate = max(self.rate, measured)
             return

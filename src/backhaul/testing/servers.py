@@ -241,16 +241,17 @@ class SeaweedFS(S3Server):
         if self._process is None:
             return
         process, self._process = self._process, None
+        # (It makes sockets there, and leaves them. Until it ends its ports are its own, and so are they.)
+        for port in self._ports:
+            for left in Path("/tmp").glob(f"seaweedfs-*-{port}.sock"):
+                with contextlib.suppress(OSError):
+                    left.unlink()
         process.send_signal(number)
         try:
             process.wait(10)
         except subprocess.TimeoutExpired:
             process.kill()
             process.wait()
-        # (Whatever it is told, it makes sockets there, and leaves them.)
-        for port in self._ports:
-            for left in Path("/tmp").glob(f"seaweedfs-*-{port}.sock"):
-                left.unlink(missing_ok=True)
 
 
 @contextlib.contextmanager
