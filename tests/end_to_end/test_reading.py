@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import threading
 from collections.abc import Callable
 from pathlib import Path
@@ -112,6 +113,38 @@ def test_what_is_harmed_each_time_is_refused(tmp_path: Path, monkeypatch: pytest
     assert "frame 6" in caught.value.why
     assert line.harmed == 3
     assert target.content is None
+
+
+@pytest.mark.parametrize("encrypted", [False, True])
+def test_what_neighbours_share_is_given_no_bytes_that_were_not_checked(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, key: Key, encrypted: bool
+) -> None:
+    """Whoever holds the store harms a piece, to have it fetched again while another thread opens its neighbour."""
+    seen: list[bool] = []
+    decode = StoredStream.decode
+
+    def watched(
+        stream: StoredStream, part: ReadRange, stored: memoryview, out: memoryview, decoder: RangeDecoder
+    ) -> None:
+        before = bytes(stored)
+        try:
+            decode(stream, part, stored, out, decoder)
+        except IntegrityError:
+            seen.append(bytes(stored) == before)
+            raise
+
+    series = str(tmp_path / "s")
+    backhaul.push(series, MemorySource(CONTENT), backhaul.PushOptions(encrypt_to=(key.recipient,) if encrypted else ()))
+    monkeypatch.setattr(StoredStream, "decode", watched)
+    harmed = itertools.count()
+
+    def place(stream: StoredStream) -> int:
+        return in_the_last_piece(stream) + next(harmed)  # another byte each time
+
+    Line(monkeypatch, place, 1000)
+    with pytest.raises(IntegrityError, match="is not what was pushed"):
+        backhaul.pull(series, MemoryTarget(), backhaul.PullOptions(identities=(key.identity,) if encrypted else ()))
+    assert seen == [True]
 
 
 @pytest.mark.parametrize("encrypted", [False, True])

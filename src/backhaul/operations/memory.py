@@ -116,6 +116,7 @@ def pull_bound(
         # (What has no frames is decoded as it was fetched.)
         "decoded pieces": pull_window(decoders) * max(PIECE_RAW, RANGE_STORED, largest_frame),
         **({"opened pieces": decoders * fetched} if encrypted else {}),
+        "damaged pieces": decoders * fetched,  # fetched again, beside what came first
         "seek table": frames * (ENTRY_SIZE + 2 * 40),
     }
     return _bound({"base": BASE, **{term: lanes * size for term, size in each.items()}})

@@ -163,24 +163,32 @@ class StoredStream:
     def decode(self, part: ReadRange, stored: memoryview, out: memoryview, decoder: RangeDecoder) -> None:
         """Decode a range into ``out`` from its span in ``stored``; from many threads, each with its decoder.
 
-        A range that arrived damaged is fetched again, to where it was: what the network damaged is whole then, what
-        the store damaged is not. ``rereads`` counts these. (The spans of neighbours in an encrypted stream share a
-        chunk. Who decodes that one meanwhile sees the same bytes, or finds what is wrong with them, too.)
+        A range that arrived damaged is fetched again: what the network damaged is whole then, what the store damaged
+        is not. ``rereads`` counts these. ``stored`` has the right bytes afterwards, and is given no others: the spans
+        of neighbours in an encrypted stream share a chunk, which may be opened at this moment, and must not change
+        between being authenticated and being deciphered.
 
         Raises:
             IntegrityError: it is damaged where it lies.
             PreconditionError: the object was replaced since this stream was opened.
             StoreError: it could not be fetched again.
         """
-        for attempt in range(_REREADS + 1):
+        try:
+            self._decode(part, stored, out, decoder)
+            return
+        except IntegrityError:
+            again = memoryview(bytearray(len(stored)))
+        for attempt in range(1, _REREADS + 1):
+            self.rereads += 1
+            self.fetch(self.span(part.offset, part.length)[0], again)
             try:
-                self._decode(part, stored, out, decoder)
-                return
+                self._decode(part, again, out, decoder)
             except IntegrityError:
                 if attempt == _REREADS:
                     raise
-            self.rereads += 1
-            self.fetch(self.span(part.offset, part.length)[0], stored)
+            else:
+                stored[:] = again
+                return
 
     def _decode(self, part: ReadRange, stored: memoryview, out: memoryview, decoder: RangeDecoder) -> None:
         """Decode the frames of a range, side by side in ``out``, each against its checksum.
