@@ -12,10 +12,13 @@ import pytest
 import backhaul
 from backhaul.errors import IntegrityError
 from backhaul.operations import memory
+from backhaul.operations.progress import PullProgress
 from backhaul.operations.reading import RangeDecoder, StoredStream
+from backhaul.operations.restore import RestoreOptions, RestoreRun
 from backhaul.pipeline.buffers import BufferPool
 from backhaul.pipeline.supervisor import Supervisor
 from backhaul.planning.read_ranges import ReadRange
+from backhaul.targets.sections import Phase, Step
 from backhaul.testing.crashes import MemorySource, MemoryTarget
 from backhaul.testing.data import random_bytes
 from backhaul.transforms.compress import FRAME_SIZE
@@ -192,3 +195,17 @@ def test_memory_is_within_its_terms(
     assert pools[0] <= terms["fetched ranges"]
     assert sum(pools[1:]) <= terms["decoded pieces"]
     assert sum(opened.values()) <= terms.get("opened pieces", 0)
+
+
+@pytest.mark.parametrize("steps", [1, 3, 7, 8, 20])
+def test_a_restores_bound_is_that_of_the_phases_that_it_ran(monkeypatch: pytest.MonkeyPatch, steps: int) -> None:
+    """Fewer streams than lanes have more threads each, and rounded up they can be more than with all lanes."""
+    ran: list[int] = []
+    monkeypatch.setattr(RestoreRun, "_run_step", lambda run, step, record, group, workers: ran.append(workers))
+    monkeypatch.setattr(memory, "default_workers", lambda: 8)
+    run = RestoreRun(None, None, None, RestoreOptions(), PullProgress())  # type: ignore[arg-type]
+    step = Step("stream", lambda: MemoryTarget())  # noqa: PLW0108 - a new one each time
+    run._run_phase(Phase("rows", (step,) * steps), {"stream": None})  # type: ignore[dict-item]
+    assert len(ran) == steps
+    most = min(8, steps) * memory.pull_window(max(ran)) * memory.RANGE_STORED
+    assert run._memory(None).terms["fetched ranges"] >= most
